@@ -1,0 +1,48 @@
+"""Packages, their data files and their requirements.
+
+The pinned versions with hashes are in requirements/; `launch/lock.py` makes them from this list.
+"""
+
+from setuptools import find_namespace_packages, setup
+
+CORE = [
+    "absl-py",
+    "array_record",  # the shards of a data set: TFDS writes them, Grain reads them
+    "av",  # FFmpeg's libraries: video decoding and encoding
+    "einops",
+    "flax>=0.12",
+    "grain>=0.2.16",  # 0.2.16 mended the restore of shuffled data
+    "jax>=0.10",
+    "ml_collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint>=0.12.3",  # marks a finished checkpoint on every kind of storage
+    "pillow",
+    "safetensors",
+    "tensorboardX",
+    "tensorflow-datasets",
+    "tqdm",
+    "transformers",  # its tokenizers only: the text encoder is vidgen's own
+]
+
+EXTRAS = {
+    "gpu": ["jax[cuda12]>=0.10"],
+    "beam": ["apache-beam"],
+    "serve": ["starlette", "uvicorn"],
+    "wandb": ["wandb"],
+    "torch": ["torch"],
+    "test": ["pytest", "pytest-xdist", "ruff", "scikit-video", "setuptools>=77"],
+}
+EXTRAS["dev"] = [*EXTRAS["test"], "uv"]  # uv: launch/lock.py
+
+setup(
+    name="vidgen",
+    version="0.1.0",
+    description="Text-to-video models trained from scratch in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["vidgen*", "data_pipelines*", "configs*"]),
+    package_data={"vidgen": ["assets/*", "assets/**/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

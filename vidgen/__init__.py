@@ -1,0 +1,1 @@
+"""Text-to-video models trained from scratch in JAX."""
