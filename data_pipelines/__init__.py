@@ -1,0 +1,1 @@
+"""From files to NumPy batches: nothing here imports JAX or vidgen."""
