@@ -1,0 +1,289 @@
+"""The video autoencoder equals the reference; its lengths, sizes and causality are as stated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_utils import channels_first, channels_last, load_case, vae_params, with_params
+
+from vidgen.models import conv, vae, vae_spatial, vae_temporal
+
+TINY = {
+    "spatial": {"channels": (4, 8), "layers_per_block": 1, "latent_channels": 4, "groups": 2},
+    "temporal": {
+        "filters": 4,
+        "channel_multipliers": (1, 2, 2),
+        "temporal_downsample": (True, True),
+    }
+    | {"num_res_blocks": 1, "groups": 2},
+}
+
+
+def spatial_args(config):
+    assert config["act_fn"] == "silu"
+    return {
+        "channels": config["block_out_channels"],
+        "layers_per_block": config["layers_per_block"],
+        "latent_channels": config["latent_channels"],
+        "groups": config["norm_num_groups"],
+    }
+
+
+def temporal_args(config):
+    names = ("filters", "channel_multipliers", "temporal_downsample", "num_res_blocks")
+    return {name: config[name] for name in names} | {"groups": config["num_groups"]}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return vae.VideoVAE(**TINY, rngs=nnx.Rngs(0))
+
+
+def video(frames, height=6, width=4, batch=1):
+    return jax.random.uniform(jax.random.key(1), (batch, frames, height, width, 3), minval=-1.0)
+
+
+def test_spatial_vae_equals_the_reference():
+    case = load_case("vae_spatial_tiny")
+    model = vae_spatial.SpatialVAE(**spatial_args(case.config["autoencoder_kl"]), rngs=nnx.Rngs(0))
+    prefix = (
+        "" if next(iter(case.state_dict())).startswith("spatial_vae") else "spatial_vae.module."
+    )
+    names = {k.removeprefix("module."): v for k, v in case.state_dict().items()}
+    model = with_params(model, vae_params(names, prefix)["spatial"])
+    factor = case.config["wrapper_scaling_factor"]
+    encode, decode = jax.jit(model.moments), jax.jit(model.decode)
+    for variant in case.variants:
+        inputs = case.inputs(variant)
+        image_NHWC = channels_last(np.moveaxis(inputs["x"], 2, 1).reshape(-1, *_chw(inputs["x"])))
+        moments = encode(image_NHWC)
+        case.check(f"{variant}/moments", channels_first(moments))
+        mean, logvar = vae.split_moments(moments)
+        drawn = (mean + jnp.exp(0.5 * logvar) * channels_last(inputs["noise"])) * factor
+        latent = drawn.reshape(inputs["x"].shape[0], -1, *drawn.shape[1:])
+        case.check(f"{variant}/latent", channels_first(latent))
+        z_BThwc = channels_last(inputs["z"])
+        images = decode(z_BThwc.reshape(-1, *z_BThwc.shape[2:]) / factor)
+        case.check(
+            f"{variant}/decoded",
+            channels_first(images.reshape(*z_BThwc.shape[:2], *images.shape[1:])),
+        )
+
+
+def _chw(x_BCTHW):
+    return x_BCTHW.shape[1], *x_BCTHW.shape[3:]
+
+
+def test_temporal_vae_equals_the_reference():
+    case = load_case("vae_temporal_tiny")
+    model = vae_temporal.TemporalVAE(**temporal_args(case.config), rngs=nnx.Rngs(0))
+    model = with_params(model, vae_params(case.state_dict(), "temporal_vae.")["temporal"])
+    encode, decode = jax.jit(model.moments), jax.jit(model.decode, static_argnums=1)
+    for variant in set(case.variants) - {"posterior_clamp"}:
+        inputs = case.inputs(variant)
+        frames = inputs["x"].shape[2]
+        moments = encode(channels_last(inputs["x"]))
+        case.check(f"{variant}/moments", channels_first(moments))
+        mean, logvar = vae.split_moments(moments)
+        case.check(f"{variant}/mean", channels_first(mean))
+        case.check(f"{variant}/logvar", channels_first(logvar))
+        case.check(f"{variant}/decoded", channels_first(decode(channels_last(inputs["z"]), frames)))
+        case.check(f"{variant}/reconstruction_of_mean", channels_first(decode(mean, frames)))
+
+
+def test_posterior_clamps_its_log_variance_as_the_reference_does():
+    case = load_case("vae_temporal_tiny")
+    inputs = case.inputs("posterior_clamp")
+    mean, logvar = vae.split_moments(channels_last(inputs["moments"]))
+    case.check("posterior_clamp/logvar", channels_first(logvar))
+    drawn = mean + jnp.exp(0.5 * logvar) * channels_last(inputs["noise"])
+    case.check("posterior_clamp/sample", channels_first(drawn))
+
+
+def test_pipeline_equals_the_reference():
+    case = load_case("vae_pipeline_tiny")
+    config = case.config
+    for variant in case.variants:
+        model = vae.VideoVAE(
+            spatial=spatial_args(config["vae_2d"]),
+            temporal=temporal_args(config["vae_temporal"]),
+            chunk_frames=None if variant == "no_chunking" else config["micro_frame_size"],
+            scaling_factor=config["spatial_scaling_factor"],
+            micro_batch=config["micro_batch_size"],
+            rngs=nnx.Rngs(0),
+        )
+        model = with_params(model, vae_params(case.state_dict()))
+        inputs = case.inputs(variant)
+        video_BTHWC = channels_last(inputs["x"])
+        frames = video_BTHWC.shape[1]
+        noise = channels_last(inputs["noise_spatial"])
+        images = video_BTHWC.reshape(-1, *video_BTHWC.shape[2:])
+        _, logvar = vae.split_moments(jax.jit(model.spatial.moments)(images))
+        x_z = jax.jit(model.encode_spatial)(video_BTHWC)
+        x_z += (jnp.exp(0.5 * logvar) * noise * model.scaling_factor).reshape(x_z.shape)
+        case.check(f"{variant}/spatial_latent", channels_first(x_z))
+        mean, logvar = jax.jit(model.encode_temporal)(x_z)
+        z = model.normalise(mean + jnp.exp(0.5 * logvar) * channels_last(inputs["noise_temporal"]))
+        case.check(f"{variant}/z", channels_first(z))
+        z = model.denormalise(channels_last(inputs["z"]))
+        spatial = jax.jit(model.decode_temporal, static_argnums=1)(z, frames)
+        case.check(f"{variant}/decoded_spatial_latent", channels_first(spatial))
+        case.check(f"{variant}/decoded", channels_first(jax.jit(model.decode_spatial)(spatial)))
+
+
+@pytest.mark.parametrize("time_stride", [1, 2])
+def test_cpu_form_of_the_causal_convolution_equals_the_3d_one(time_stride, monkeypatch):
+    x_BTHWC = jax.random.normal(jax.random.key(0), (2, 6, 5, 4, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 7))
+    value_and_grad = lambda: jax.value_and_grad(
+        lambda x, k: jnp.sum(jnp.sin(conv.causal_conv3d(x, k, time_stride))), argnums=(0, 1)
+    )(x_BTHWC, kernel)
+    by_2d = value_and_grad()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    by_3d = value_and_grad()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), by_2d, by_3d)
+
+
+@pytest.mark.parametrize("time_stride", [1, 2])
+def test_causal_convolution_ignores_later_frames(time_stride):
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 3))
+    x_BTHWC = jax.random.normal(jax.random.key(0), (1, 6, 5, 4, 2))
+    for i in range(6 // time_stride):
+        frame = lambda x, i=i: conv.causal_conv3d(x, kernel, time_stride)[:, i].sum()
+        seen_T = np.abs(jax.grad(frame)(x_BTHWC)).sum((0, 2, 3, 4)) > 0
+        last = (
+            i * time_stride + time_stride - 1
+        )  # of the stride's frames, so stride 2 pads one frame
+        np.testing.assert_array_equal(seen_T, [last - 2 <= t <= last for t in range(6)])
+
+
+def test_latent_frame_depends_on_all_frames_of_its_chunk_and_on_no_other(tiny):
+    video_BTHWC = video(19)  # chunks of 17 and 2
+    frame = lambda i: lambda video_BTHWC: jnp.square(tiny.encode(video_BTHWC)[0][:, i]).sum()
+    seen = lambda i: np.abs(jax.grad(frame(i))(video_BTHWC)).sum((0, 2, 3, 4)) > 0
+    np.testing.assert_array_equal(seen(0), [True] * 17 + [False] * 2)  # group norm looks ahead
+    np.testing.assert_array_equal(seen(5), [False] * 17 + [True] * 2)
+
+
+@pytest.mark.parametrize(
+    ("chunk_frames", "frames"), [(17, 1), (17, 4), (17, 17), (17, 18), (17, 39), (None, 6), (5, 11)]
+)
+def test_latent_shape_is_that_of_the_encoder_and_decode_gives_the_length_back(chunk_frames, frames):
+    model = vae.VideoVAE(**TINY, chunk_frames=chunk_frames, rngs=nnx.Rngs(0))
+    video_BTHWC = video(frames, height=7, width=5, batch=2)
+    mean, logvar = jax.eval_shape(model.encode, video_BTHWC)
+    shape = vae.latent_shape(frames, 7, 5, chunk_frames=chunk_frames, spatial_stride=2)
+    assert mean.shape == logvar.shape == (2, *shape)
+    decoded = jax.eval_shape(lambda z: model.decode(z, frames), mean)
+    assert decoded.shape == (2, frames, 6, 4, 3)  # odd sizes round down
+
+
+def test_latent_frames_of_the_published_chunks():
+    lengths = {
+        1: 1,
+        17: 5,
+        18: 6,
+        33: 9,
+        34: 10,
+        51: 15,
+        64: 19,
+        102: 30,
+        204: 60,
+        408: 120,
+        816: 240,
+    }
+    assert {frames: vae.latent_frames(frames) for frames in lengths} == lengths
+    assert vae.latent_shape(51, 240, 426) == (15, 30, 53, 4)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13, 17, 18, 34, 51, 102])
+def test_check_frames_accepts_whole_chunks_and_one_plus_a_multiple_of_the_stride(frames):
+    vae.check_frames(frames)
+
+
+@pytest.mark.parametrize(
+    ("frames", "nearest"), [(16, "13 or 17"), (33, "30 or 34"), (2, "1 or 5"), (0, "use 1.")]
+)
+def test_check_frames_names_the_nearest_lengths_that_fit(frames, nearest):
+    with pytest.raises(ValueError, match=f"data.num_frames={frames} does not fit.*{nearest}"):
+        vae.check_frames(frames)
+
+
+def test_check_frames_without_chunks():
+    vae.check_frames(33, chunk_frames=None)
+    with pytest.raises(ValueError, match=r"clip=32 .* needs 1 [+] a multiple of 8: use 25 or 33"):
+        vae.check_frames(32, chunk_frames=None, time_stride=8, name="clip")
+
+
+def test_decode_refuses_a_length_that_the_latent_does_not_have(tiny):
+    with pytest.raises(ValueError, match="num_frames=18 has 6 latent frames, but the latent has 5"):
+        tiny.decode(jnp.zeros((1, 5, 3, 2, 4)), 18)
+
+
+def test_slices_change_nothing(tiny):
+    sliced = vae.VideoVAE(**TINY, micro_batch=4, rngs=nnx.Rngs(0))
+    video_BTHWC = video(19, batch=2)
+    mean, logvar = tiny.encode(video_BTHWC)
+    np.testing.assert_allclose(
+        sliced.encode(video_BTHWC)[0], mean, atol=1e-5
+    )  # another order of sums
+    np.testing.assert_allclose(sliced.decode(mean, 19), tiny.decode(mean, 19), atol=1e-5)
+    assert logvar.shape == mean.shape
+
+
+def test_normalise_is_undone_by_denormalise_and_uses_shift_and_scale(tiny):
+    z = jax.random.normal(jax.random.key(0), (1, 2, 3, 2, 4))
+    np.testing.assert_allclose(tiny.denormalise(tiny.normalise(z)), z, atol=1e-6)
+    np.testing.assert_allclose(tiny.normalise(jnp.array(vae.SHIFT)), 0, atol=1e-7)
+    np.testing.assert_allclose(
+        tiny.normalise(jnp.array(vae.SHIFT) + jnp.array(vae.SCALE)), 1, rtol=1e-6
+    )
+
+
+def test_a_key_draws_the_spatial_latent_and_none_takes_its_mean(tiny):
+    video_BTHWC = video(2)
+    one, same, other = (tiny.encode_spatial(video_BTHWC, jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3
+    moments = tiny.spatial.moments(video_BTHWC[0])
+    mean = vae.split_moments(moments)[0] * tiny.scaling_factor
+    np.testing.assert_allclose(tiny.encode_spatial(video_BTHWC)[0], mean, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_results(tiny):
+    half = vae.VideoVAE(**TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    mean, _ = tiny.encode(video(5))
+    half_mean, _ = half.encode(video(5))
+    assert half_mean.dtype == jnp.float32
+    # bfloat16 keeps 8 bits; about ten layers add up their rounding
+    assert 0 < jnp.abs(half_mean - mean).max() < 0.05 * jnp.abs(mean).max()
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(half)))
+
+
+def test_full_size_tree_has_the_tensors_of_the_published_one():
+    model = nnx.eval_shape(lambda: vae.VideoVAE(rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(model))
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert len(jax.tree.leaves(params)) == 517
+    assert count(params["spatial"]) == 83_653_863
+    assert count(params["temporal"]["encoder"]) == 144_421_128
+    assert count(params["temporal"]["decoder"]) == 165_265_924
+    assert count(params["temporal"]) == 309_687_144
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(
+        ValueError, match=r"10 channels do not divide into 4 norm groups.* such as 2"
+    ):
+        conv.GroupNorm(10, 4, 1e-6, dtype=jnp.float32)
+
+
+def test_one_downsampling_entry_too_many_is_refused():
+    with pytest.raises(ValueError, match=r"temporal_downsample has 2 entries.* 1 in all"):
+        vae_temporal.TemporalVAE(4, (1, 2), (True, True), groups=2, rngs=nnx.Rngs(0))
+
+
+def test_shift_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="shift has 3 values and the latent has 4 channels"):
+        vae.VideoVAE(**TINY, shift=(0, 0, 0), rngs=nnx.Rngs(0))

@@ -1,0 +1,1 @@
+"""Models: single-device modules that see arrays and plain keyword arguments."""

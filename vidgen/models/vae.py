@@ -1,0 +1,217 @@
+"""Video autoencoder of Open-Sora 1.2: an image autoencoder, then a temporal one on its latents.
+
+A chunk is `chunk_frames` frames (17, giving 5 latent frames at time stride 4) that are coded on
+their own; the last chunk may be shorter. Latents here are those of the temporal part; `normalise`
+gives the unit-variance ones that the diffusion model learns.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vidgen.models import vae_spatial, vae_temporal
+
+SHIFT = (-0.10, 0.34, 0.27, 0.98)  # mean and deviation of the published model's latents
+SCALE = (3.85, 2.32, 2.33, 3.06)
+
+
+def latent_frames(num_frames: int, *, chunk_frames: int | None = 17, time_stride: int = 4) -> int:
+    """Latent frames of a clip; every chunk rounds up on its own."""
+    chunk_frames = chunk_frames or num_frames
+    chunks, rest = divmod(num_frames, chunk_frames)
+    return chunks * -(-chunk_frames // time_stride) - (-rest // time_stride)
+
+
+def latent_shape(
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    chunk_frames: int | None = 17,
+    time_stride: int = 4,
+    spatial_stride: int = 8,
+    latent_channels: int = 4,
+) -> tuple[int, int, int, int]:
+    """Returns (t, h, w, c) of a clip's latent; height and width round down."""
+    frames = latent_frames(num_frames, chunk_frames=chunk_frames, time_stride=time_stride)
+    return frames, height // spatial_stride, width // spatial_stride, latent_channels
+
+
+def check_frames(
+    num_frames: int,
+    *,
+    chunk_frames: int | None = 17,
+    time_stride: int = 4,
+    name: str = "data.num_frames",
+) -> None:
+    """Refuses lengths whose last chunk would be padded more than every chunk is.
+
+    The autoencoder takes any length, but a last chunk of neither `chunk_frames` nor 1 + a multiple
+    of the time stride frames spends a latent frame on fewer new frames than the stride.
+
+    Raises:
+        ValueError: If `num_frames` is no such length. Names the nearest that are.
+    """
+    chunk = chunk_frames or num_frames + 2 * time_stride
+    fits = lambda n: n > 0 and (n % chunk == 0 or n % chunk % time_stride == 1 % time_stride)
+    if fits(num_frames):
+        return
+    low = next((n for n in range(num_frames, 0, -1) if fits(n)), None)
+    high = next(n for n in range(max(num_frames, 1), num_frames + 2 * chunk + 1) if fits(n))
+    chunks = f"whole chunks of {chunk_frames} frames and then " if chunk_frames else ""
+    raise ValueError(
+        f"{name}={num_frames} does not fit the VAE, which needs {chunks}1 + a multiple of "
+        f"{time_stride}: use {high if low is None else f'{low} or {high}'}."
+    )
+
+
+def split_moments(moments):
+    """Returns (mean, logvar) of a posterior; the log-variance is clamped to [-30, 20]."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def sample(mean, logvar, key):
+    """Draws from a Gaussian posterior; returns its mean when `key` is None."""
+    if key is None:
+        return mean
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+class VideoVAE(nnx.Module):
+    """Image autoencoder and temporal autoencoder, chained (Open-Sora 1.2's OpenSoraVAE_V1_2).
+
+    Args:
+        spatial: Arguments of `vae_spatial.SpatialVAE`. temporal: Arguments of
+        `vae_temporal.TemporalVAE`; channel counts follow the spatial part. chunk_frames: Frames
+        that are coded together; None codes the whole clip at once. scaling_factor: Factor on the
+        image autoencoder's latents. shift: Mean of each latent channel. scale: Deviation of each
+        latent channel. micro_batch: Frames in the image autoencoder, and chunks in the temporal
+        one, at a time. Bounds
+            memory; None takes all at once.
+        dtype: Compute type; parameters, norm statistics and results are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial: dict | None = None,
+        temporal: dict | None = None,
+        chunk_frames: int | None = 17,
+        scaling_factor: float = 0.18215,
+        shift=SHIFT,
+        scale=SCALE,
+        micro_batch: int | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.spatial = vae_spatial.SpatialVAE(**(spatial or {}), dtype=dtype, rngs=rngs)
+        channels = self.spatial.latent_channels
+        temporal = {"channels": channels, "latent_channels": channels, **(temporal or {})}
+        self.temporal = vae_temporal.TemporalVAE(**temporal, dtype=dtype, rngs=rngs)
+        for name, value in (("shift", shift), ("scale", scale)):
+            if len(value) != self.temporal.latent_channels:
+                raise ValueError(
+                    f"{name} has {len(value)} values and the latent has "
+                    f"{self.temporal.latent_channels} channels: give one value a channel."
+                )
+        self.shift = nnx.Param(jnp.asarray(shift, jnp.float32))
+        self.scale = nnx.Param(jnp.asarray(scale, jnp.float32))
+        self.scaling_factor = scaling_factor
+        self.chunk_frames, self.micro_batch = chunk_frames, micro_batch
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.spatial.stride
+
+    @property
+    def time_stride(self) -> int:
+        return self.temporal.stride
+
+    def encode(self, video_BTHWC, key=None):
+        """Returns (mean_Bthwc, logvar_Bthwc) of a clip in [-1, 1], before `normalise`.
+
+        The spatial latent between the two parts is drawn with `key`; without one it is its mean.
+        """
+        return self.encode_temporal(self.encode_spatial(video_BTHWC, key))
+
+    def decode(self, z_Bthwc, num_frames: int):
+        """Returns the clip of `num_frames` frames, float32, about in [-1, 1]. Inverse of `encode`.
+
+        Raises:
+            ValueError: If the latent has another number of frames than such a clip.
+        """
+        return self.decode_spatial(self.decode_temporal(z_Bthwc, num_frames))
+
+    def normalise(self, z):
+        """Latents of zero mean and unit deviation in each channel."""
+        return (z - self._wide(self.shift, z)) / self._wide(self.scale, z)
+
+    def denormalise(self, z):
+        """Inverse of `normalise`."""
+        return z * self._wide(self.scale, z) + self._wide(self.shift, z)
+
+    def encode_spatial(self, video_BTHWC, key=None):
+        """Scaled spatial latents [B, T, h, w, c]: a draw with `key`, the mean without."""
+        batch, frames = video_BTHWC.shape[:2]
+        image_NHWC = video_BTHWC.reshape(-1, *video_BTHWC.shape[2:])
+        moments = _in_slices(self.spatial.moments, image_NHWC, self.micro_batch)
+        z_Nhwc = sample(*split_moments(moments), key) * self.scaling_factor
+        return z_Nhwc.reshape(batch, frames, *z_Nhwc.shape[1:])
+
+    def decode_spatial(self, x_BThwc):
+        """Clip [B, T, H, W, C] of scaled spatial latents."""
+        batch, frames = x_BThwc.shape[:2]
+        z_Nhwc = x_BThwc.reshape(-1, *x_BThwc.shape[2:]) / self.scaling_factor
+        image_NHWC = _in_slices(self.spatial.decode, z_Nhwc, self.micro_batch)
+        return image_NHWC.reshape(batch, frames, *image_NHWC.shape[1:])
+
+    def encode_temporal(self, x_BThwc):
+        """Returns (mean_Bthwc, logvar_Bthwc) of scaled spatial latents, chunk by chunk."""
+        moments = self._by_chunk(
+            self.temporal.moments, x_BThwc, self.chunk_frames or x_BThwc.shape[1]
+        )
+        return split_moments(moments)
+
+    def decode_temporal(self, z_Bthwc, num_frames: int):
+        """Scaled spatial latents [B, num_frames, h, w, c] of a latent, chunk by chunk."""
+        strides = {"chunk_frames": self.chunk_frames, "time_stride": self.time_stride}
+        needed = latent_frames(num_frames, **strides)
+        if z_Bthwc.shape[1] != needed:
+            raise ValueError(
+                f"a clip of num_frames={num_frames} has {needed} latent frames, but the latent has "
+                f"{z_Bthwc.shape[1]}: pass the number of frames that was encoded."
+            )
+        chunk_frames = self.chunk_frames or num_frames
+        full = min(chunk_frames, num_frames)
+        decode = lambda z: self.temporal.decode(z, full)
+        decode_rest = lambda z: self.temporal.decode(z, num_frames % chunk_frames)
+        return self._by_chunk(decode, z_Bthwc, -(-chunk_frames // self.time_stride), decode_rest)
+
+    def _by_chunk(self, f, x, size, f_rest=None):
+        """Applies `f` to pieces of `size` frames, `f_rest` to a shorter last one, and joins them.
+
+        Whole chunks do not see each other, so they share one call as rows of the batch.
+        """
+        batch, whole = x.shape[0], x.shape[1] // size
+        parts = []
+        if whole:
+            chunks = x[:, : whole * size].reshape(batch * whole, size, *x.shape[2:])
+            out = _in_slices(f, chunks, self.micro_batch)
+            parts.append(out.reshape(batch, -1, *out.shape[2:]))
+        if x.shape[1] % size:
+            parts.append(_in_slices(f_rest or f, x[:, whole * size :], self.micro_batch))
+        return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _wide(self, value, z):
+        return value[...].reshape((1,) * (z.ndim - 1) + (-1,))
+
+
+def _in_slices(f, x, size):
+    """f(x) for an `f` without ties between rows, `size` rows at a time."""
+    if size is None or x.shape[0] <= size:
+        return f(x)
+    whole = x.shape[0] // size * size
+    out = jax.lax.map(f, x[:whole].reshape(-1, size, *x.shape[1:]))
+    out = out.reshape(whole, *out.shape[2:])
+    return jnp.concatenate([out, f(x[whole:])]) if whole < x.shape[0] else out
