@@ -13,7 +13,10 @@ COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "serve", "watch"
 COMMANDS |= {"doctor", "bench", "average", "quickstart"}
 MODEL_BASE = ("vidgen.models.layers", "vidgen.models.attention")
 BASE = {"vidgen.flow", "vidgen.sharding", "vidgen.torch_names", *MODEL_BASE}
-PLATFORM = {f"vidgen.{name}" for name in ("optim", "checkpoint", "metrics", "data", "runtime")}
+PLATFORM = {
+    f"vidgen.{name}"
+    for name in ("optim", "checkpoint", "digests", "metrics", "data", "runtime", "workdir")
+}
 
 
 @functools.cache

@@ -1,0 +1,58 @@
+"""A working folder serves the run that made it."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from vidgen import workdir
+
+CONFIG = {"optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "num_steps": 10, "checkpoint": {"every": 5}}
+FREE = ("num_steps", "checkpoint")
+
+
+def change(**changes):
+    config = ConfigDict(CONFIG)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def test_the_same_run_may_start_again(tmp_path):
+    first = workdir.guard(tmp_path / "new", ConfigDict(CONFIG), "f1", FREE)
+    assert workdir.guard(tmp_path / "new", CONFIG, "f1", FREE) == first
+    assert first["config"]["optim"] == {"lr": 0.001, "betas": [0.9, 0.99]}
+
+
+def test_fields_on_the_list_may_change_and_are_kept(tmp_path):
+    workdir.guard(tmp_path, CONFIG, "f1", FREE)
+    workdir.guard(tmp_path, change(num_steps=20, checkpoint__every=2), "f1", FREE)
+    config = json.loads((tmp_path / "run.json").read_text())["config"]
+    assert (config["num_steps"], config["checkpoint"]["every"]) == (20, 2)
+
+
+def test_another_config_is_refused_field_by_field(tmp_path):
+    workdir.guard(tmp_path, CONFIG, "f1", FREE)
+    before = (tmp_path / "run.json").read_text()
+    config = change(optim__lr=0.002, num_steps=20).to_dict()
+    config["model"] = {"depth": 28}
+    del config["optim"]["betas"]
+    with pytest.raises(ValueError) as error:
+        workdir.guard(tmp_path, config, "f1", FREE)
+    assert str(error.value).splitlines()[1:4] == [
+        "  model.depth: absent there, 28 here",
+        "  optim.betas: [0.9, 0.99] there, absent here",
+        "  optim.lr: 0.001 there, 0.002 here",
+    ]
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_other_data_are_refused(tmp_path):
+    workdir.guard(tmp_path, CONFIG, "f1")
+    with pytest.raises(ValueError, match=r"f1 there, f2 here.*other clips.*another workdir"):
+        workdir.guard(tmp_path, CONFIG, "f2")
+
+
+def test_a_broken_run_file_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is not readable"):
+        workdir.guard(tmp_path, CONFIG, "f1")

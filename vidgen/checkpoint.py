@@ -1,0 +1,413 @@
+"""Checkpoints that are either whole or refused.
+
+A working folder holds `checkpoints/<step>/` with one item for each of `params`, `ema`, `opt_state`
+and `meta`, so that a reader of weights skips the optimizer's state. Orbax writes a step in the
+background and commits it with one rename. The digests of all files are part of the commit, and
+nothing is loaded that differs from them.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+from absl import logging
+from jax.experimental import multihost_utils
+
+from vidgen import digests, sharding
+
+PyTree = Any
+
+ITEMS = ("params", "ema", "opt_state")
+
+
+class SaveError(RuntimeError):
+    """A checkpoint was not written; `step`, `needed_bytes` and `free_bytes` say which and why."""
+
+    def __init__(self, message: str, step: int, needed_bytes: int, free_bytes: int):
+        super().__init__(message)
+        self.step, self.needed_bytes, self.free_bytes = step, needed_bytes, free_bytes
+
+
+class DamagedError(RuntimeError):
+    """No checkpoint is left that equals what was written."""
+
+
+class Checkpointer:
+    """Saves and restores the train state of one working folder.
+
+    Every process of a run makes one and calls the same methods in the same order; the folder is
+    shared by all of them.
+
+    Args:
+        workdir: The working folder. The steps go into `checkpoints/` in it.
+        keep: How many of the newest checkpoints to keep.
+        keep_every: Keep also each checkpoint whose step is a multiple of this, for ever.
+        timeout_seconds: The time that the processes wait for each other's files.
+
+    Raises:
+        ValueError: If `keep` is not positive.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        timeout_seconds: int = 900,
+    ):
+        if keep < 1:
+            raise ValueError(
+                f"checkpoint.keep={keep} would delete every checkpoint: use 1 or more."
+            )
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a killed process left half-written
+                lightweight_initialize=True,
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=timeout_seconds,
+                    post_finalization_callback=self._write_digests,
+                ),
+            ),
+        )
+        self._saving: int | None = None  # the step that is being written
+        self._needed_bytes = 0
+
+    def steps(self) -> list[int]:
+        """The committed steps on disk, oldest first."""
+        return _steps(self.folder)
+
+    def latest_step(self) -> int | None:
+        """The newest committed step on disk."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> bool:
+        """Starts to save; returns as soon as the arrays are copied off the devices.
+
+        Args:
+            step: The number of updates in the state.
+            state: Has the attributes `params`, `ema` (or None) and `opt_state`.
+            meta: What else a restart needs, as JSON: position, config, fingerprint, versions.
+
+        Returns:
+            False if this step is saved already.
+
+        Raises:
+            SaveError: If the disk has no room, or if the previous save failed in the background.
+        """
+        self.wait()
+        if _from_first(step in self.steps()):
+            return False
+        trees = {name: getattr(state, name) for name in ITEMS}
+        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+        self._needed_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
+        # All processes must agree, or those that go on would wait for the others.
+        free_bytes = _minimum(shutil.disk_usage(self.folder).free)
+        if free_bytes < 1.02 * self._needed_bytes + 2**20:  # 2 %: metadata
+            raise self._error(step, "the disk has no room")
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave({**meta, "step": step})
+        self._saving = step
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            self._failed(error)
+        return True
+
+    def check(self) -> None:
+        """Reports a save that failed in the background. Never waits: cheap enough for each step.
+
+        Raises:
+            SaveError: If it failed.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is committed.
+
+        Raises:
+            SaveError: If it failed.
+        """
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever the storage raises, the step did not land
+            self._failed(error)
+        if jax.process_index() == 0 and self._saving not in self.steps():
+            self._failed(RuntimeError("the commit is not on disk"))
+        digests.fsync(self.folder)  # the rename itself
+        self._saving = None
+
+    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """Restores the newest sound checkpoint onto the devices.
+
+        A damaged checkpoint is moved to `damaged/` beside `checkpoints/`, so that the run can save
+        that step again.
+
+        Args:
+            abstract_state: A dataclass as given to `save`, with a jax.ShapeDtypeStruct, and its
+                sharding, for each array. It also has a `step`.
+
+        Returns:
+            (state, meta), or None if nothing was saved yet.
+
+        Raises:
+            DamagedError: If checkpoints exist and none of them is sound.
+            ValueError: If a sound checkpoint does not fit `abstract_state`; lists all differences.
+        """
+        self.wait()
+        damaged = []
+        while True:
+            step = _from_first(max(set(self.steps()) - set(damaged), default=-1))
+            if step < 0:
+                break
+            problem = digests.verify(self.folder / str(step))
+            if _minimum(0 if problem else 1):
+                if damaged:
+                    logging.error("Restoring the older checkpoint of step %d instead.", step)
+                self._put_aside(damaged)
+                return self._read(step, abstract_state)
+            logging.error(
+                "The checkpoint of step %d in %s is DAMAGED and not used: %s.",
+                *(step, self.folder, problem or "another process cannot read its part"),
+            )
+            damaged.append(step)
+        if damaged:
+            raise DamagedError(_no_sound(self.folder, damaged))
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        folder = self.folder / str(step)
+        trees = {name: getattr(abstract_state, name) for name in ITEMS}
+        saved = [name for name in ITEMS if (folder / name).is_dir()]
+        found = {name: _metadata(folder / name) for name in saved}
+        _check_same_tree(found, trees, folder)
+        with ocp.StandardCheckpointer() as reader:
+            for name in saved:
+                trees[name] = reader.restore(folder / name, trees[name])
+        meta = json.loads((folder / "meta" / "metadata").read_text())
+        like = abstract_state.step
+        number = jax.make_array_from_callback(
+            like.shape, like.sharding or _local(), lambda _: np.asarray(meta["step"], like.dtype)
+        )
+        logging.info("Restored the checkpoint of step %d from %s.", step, folder)
+        return dataclasses.replace(abstract_state, step=number, **trees), meta
+
+    def _put_aside(self, damaged: list[int]) -> None:
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            for step in damaged:
+                target = _unused(self.folder.parent / "damaged" / str(step))
+                target.parent.mkdir(exist_ok=True)
+                os.rename(self.folder / str(step), target)
+        _from_first(0)  # the others wait until the folders are moved
+        self._manager.reload()
+
+    def _write_digests(self) -> None:
+        """Runs in the first process, when all files of a step are written and before its commit."""
+        (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        digests.write(folder)
+
+    def _failed(self, error: Exception) -> None:
+        step, self._saving = self._saving, None
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise self._error(step, reason) from error
+
+    def _error(self, step: int, reason: str) -> SaveError:
+        free = shutil.disk_usage(self.folder).free
+        kept = ", ".join(map(str, self.steps())) or "none yet"
+        return SaveError(
+            f"The checkpoint of step {step} was NOT written to {self.folder}: {reason}. It needs "
+            f"{_size(self._needed_bytes)} and {_size(free)} are free. Older checkpoints are "
+            f"intact (steps: {kept}). Make room, or lower checkpoint.keep, and start again.",
+            *(step, self._needed_bytes, free),
+        )
+
+
+def load_params(
+    path: str | os.PathLike, weights: str = "ema", step: int | None = None
+) -> dict[str, Any]:
+    """Reads the weights of a trained model, without the optimizer's state.
+
+    Args:
+        path: A working folder, or a .safetensors file with names such as "blocks/attn/kernel".
+        weights: "ema" for the moving average or "params" for the last update's; for a folder.
+        step: A step of the folder; by default the newest sound one.
+
+    Returns:
+        The params tree: a nested dict of NumPy arrays.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or step.
+        DamagedError: If the step, or each of them, is damaged.
+        ValueError: If `weights` is another word.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.is_file():
+        return unflatten(safetensors.numpy.load_file(path))
+    if weights not in ("ema", "params"):
+        raise ValueError(f'weights="{weights}" is not known: use "ema" or "params".')
+    folder = path / "checkpoints"
+    steps = _steps(folder)
+    if not steps:
+        raise FileNotFoundError(
+            f"No weights at {path}: give a working folder of a training run that has saved a "
+            "checkpoint, or a .safetensors file."
+        )
+    if step is not None and step not in steps:
+        raise FileNotFoundError(
+            f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}."
+        )
+    damaged = []
+    for candidate in [step] if step is not None else reversed(steps):
+        item = folder / str(candidate) / weights
+        if not item.is_dir() and weights == "ema" and (item.parent / "params").is_dir():
+            item = item.parent / "params"  # a run without a moving average
+        problem = digests.verify(item.parent, [item.name])
+        if problem:
+            logging.error("The checkpoint %s is DAMAGED and not used: %s.", item.parent, problem)
+            damaged.append(candidate)
+            continue
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(item)
+            )
+            return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    raise DamagedError(_no_sound(folder, damaged))
+
+
+def save_safetensors(
+    params: PyTree, path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a params tree as one .safetensors file with names such as "blocks/attn/kernel".
+
+    The file appears whole or not at all. `metadata` goes into its header, strings only.
+    """
+    path = pathlib.Path(path)
+    arrays = {name: np.ascontiguousarray(jax.device_get(x)) for name, x in flatten(params).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = safetensors.numpy.save(arrays, metadata=dict(metadata or {}))
+    digests.write_atomically(path, data)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> one dict with names such as "a/b/c"."""
+    flat = {}
+    for key, value in tree.items():
+        if "/" in str(key):
+            raise ValueError(f'the name "{prefix}{key}" has a "/" in it, which separates levels.')
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def _check_same_tree(found: PyTree, wanted: PyTree, folder: pathlib.Path) -> None:
+    def describe(tree: PyTree) -> dict[str, str]:
+        return {
+            sharding.path_name(path): f"{np.dtype(x.dtype).name}{list(x.shape)}"
+            for path, x in jax.tree.leaves_with_path(tree)
+        }
+
+    found, wanted = describe(found), describe(wanted)
+    differ = [
+        f"  {name}: {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differ:
+        shown = differ[:40] + [f"  and {len(differ) - 40} more"] * (len(differ) > 40)
+        raise ValueError(
+            f"The checkpoint {folder} has other arrays than this model and optimizer:\n"
+            + "\n".join(shown)
+            + "\nUse the config that it was trained with, or another workdir."
+        )
+
+
+def _metadata(item: pathlib.Path) -> PyTree:
+    with ocp.StandardCheckpointer() as reader:
+        return reader.metadata(item).item_metadata.tree
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    number, free = 1, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _local() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _from_first(value: int) -> int:
+    """The first process's value, for all; they do not go on before it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _minimum(value: int) -> int:
+    """The smallest value of all processes."""
+    if jax.process_count() == 1:
+        return value
+    # In two halves: without x64 an int64 would be cut.
+    high_low = multihost_utils.process_allgather(np.array(divmod(value, 2**30), np.int32))
+    return min(int(high) * 2**30 + int(low) for high, low in high_low)
+
+
+def _no_sound(folder: pathlib.Path, damaged: list[int]) -> str:
+    return (
+        f"No sound checkpoint in {folder}: steps {', '.join(map(str, damaged))} differ from their "
+        "digests. Copy an intact one back there from another disk or a backup, or start again in "
+        "another workdir; the lines above name the files."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
