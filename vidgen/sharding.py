@@ -70,8 +70,8 @@ def by_path(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
         The same tree with a NamedSharding for each array.
 
     Raises:
-        ValueError: If a rule names an axis that the mesh does not have, or no rule matches; lists all
-            such paths.
+        ValueError: If a rule names an axis that the mesh does not have, or no rule matches; lists
+            all such paths.
     """
     problems = []
 
