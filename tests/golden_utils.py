@@ -142,3 +142,35 @@ def with_params(model, params):
     assert not differing, f"parameters that differ, model and file: {differing}"
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def abstract(make):
+    """The model that `make(rngs)` gives, with shapes in place of arrays.
+
+    Creating a model for real compiles a small program for every shape, which takes far longer than
+    most tests.
+    """
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+
+
+def random_model(make, seed: int = 0):
+    """The model that `make(rngs)` gives, filled without compiling anything.
+
+    Kernels are normal with variance 1 / fan in; vectors are normal around 1 if they scale a norm
+    and around 0 if not, with deviation 0.1.
+    """
+    graph, state = nnx.split(abstract(make))
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        normal = rng.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            value = normal / np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            is_scale = any(name in jax.tree_util.keystr(path) for name in ("scale", "weight"))
+            value = 0.1 * normal + is_scale
+        return jnp.asarray(value, leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
