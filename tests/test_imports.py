@@ -13,7 +13,8 @@ COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "serve", "watch"
 COMMANDS |= {"doctor", "bench", "average", "quickstart"}
 MODEL_BASE = ("vidgen.models.layers", "vidgen.models.attention")
 BASE = {"vidgen.flow", "vidgen.sharding", "vidgen.torch_names", *MODEL_BASE}
-PLATFORM = {"optim", "checkpoint", "digests", "metrics", "data", "runtime", "workdir"}
+PLATFORM = {"optim", "checkpoint", "digests", "workdir", "metrics", "data", "runtime"}
+PLATFORM |= {"command_line"}
 PLATFORM = {f"vidgen.{name}" for name in PLATFORM}
 
 

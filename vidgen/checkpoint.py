@@ -31,6 +31,8 @@ ITEMS = ("params", "ema", "opt_state")
 class SaveError(RuntimeError):
     """A checkpoint was not written; `step`, `needed_bytes` and `free_bytes` say which and why."""
 
+    exit_code = 78  # runtime.EXIT_STORAGE
+
     def __init__(self, message: str, step: int, needed_bytes: int, free_bytes: int):
         super().__init__(message)
         self.step, self.needed_bytes, self.free_bytes = step, needed_bytes, free_bytes
@@ -38,6 +40,8 @@ class SaveError(RuntimeError):
 
 class DamagedError(RuntimeError):
     """No checkpoint is left that equals what was written."""
+
+    exit_code = 78  # runtime.EXIT_STORAGE
 
 
 class Checkpointer:

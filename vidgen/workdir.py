@@ -11,6 +11,12 @@ import jax
 from vidgen import digests
 
 
+class RefusedError(ValueError):
+    """The working folder belongs to another run."""
+
+    exit_code = 80  # runtime.EXIT_CONFIG
+
+
 def guard(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
@@ -32,7 +38,7 @@ def guard(
         The content of `run.json`.
 
     Raises:
-        ValueError: If the folder belongs to another run, with each field that differs.
+        RefusedError: If the folder belongs to another run, with each field that differs.
     """
     config = json.loads(json.dumps(getattr(config, "to_dict", lambda: config)(), default=str))
     path = pathlib.Path(workdir) / "run.json"
@@ -43,7 +49,7 @@ def guard(
             there = json.loads(path.read_text())
             old, new = _fields(there["config"]), _fields(config)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise RefusedError(
                 f"{path} is not readable ({error}): it should say which run {workdir} belongs to. "
                 "Restore it, or use another workdir."
             ) from error
@@ -56,12 +62,12 @@ def guard(
         ]
         if changed:
             free = f" Only these may change: {', '.join(allowed)}." if allowed else ""
-            raise ValueError(
+            raise RefusedError(
                 f"{workdir} belongs to a run with another config:\n" + "\n".join(changed) + "\n"
                 f"Set these fields as they were, or start a new run in another workdir.{free}"
             )
         if there["fingerprint"] != fingerprint:
-            raise ValueError(
+            raise RefusedError(
                 f"{workdir} belongs to a run on other data (fingerprint {there['fingerprint']} "
                 f"there, {fingerprint} here), so its position would mean other clips. Give the "
                 "data set that the run began with, or start a new run in another workdir."
