@@ -49,12 +49,11 @@ LOOP = """
     import time
     from vidgen import runtime
     runtime.start(heartbeat_seconds=10)
-    flag = runtime.StopFlag()
     for step in range(1, 5000):
         if step == 3:
             print("training")
         time.sleep(0.01)
-        if flag.should_stop():
+        if runtime.should_stop():
             print("stopped after", step)
             raise SystemExit(runtime.EXIT_PREEMPTED)
 """

@@ -53,6 +53,13 @@ def test_the_optimizer_is_placed_as_the_parameters(mesh):
     assert placed[0].count.spec == PartitionSpec()
 
 
+def test_shapes_carry_their_places(mesh):
+    abstract = jax.eval_shape(lambda: PARAMS)
+    placed = sharding.placed(abstract, sharding.by_path(abstract, RULES, mesh))
+    assert placed["embed"].shape == (16, 3)
+    assert placed["embed"].sharding.spec == PartitionSpec(("data", "fsdp"))
+
+
 def test_rules_that_do_not_fit_are_told_together(mesh):
     with pytest.raises(ValueError) as error:
         sharding.by_path(PARAMS, [("kernel", (None, "model")), ("embed", ())], mesh)

@@ -8,6 +8,7 @@ that is gone, but not one that is stuck, so `Watchdog` ends those.
 import collections
 import contextlib
 import faulthandler
+import functools
 import os
 import pathlib
 import signal
@@ -110,6 +111,16 @@ def take_signals() -> None:
         signal.signal(number, stop)
 
 
+def should_stop() -> bool:
+    """Call after each step, in every process: True, for all at once, if any was asked to stop."""
+    return _stop_flag().should_stop()
+
+
+@functools.cache
+def _stop_flag() -> "StopFlag":
+    return StopFlag()
+
+
 class StopFlag:
     """Tells all processes to stop after the same step.
 
@@ -126,7 +137,7 @@ class StopFlag:
             self._any = jax.jit(lambda flags: flags.any(), out_shardings=everywhere)
 
     def should_stop(self) -> bool:
-        """Call after each step, in every process. True once any process was asked to stop."""
+        """See `runtime.should_stop`."""
         if jax.process_count() == 1:
             return _stop.is_set()
         mine, count = np.array([_stop.is_set()]), jax.device_count()

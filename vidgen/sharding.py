@@ -95,6 +95,13 @@ def by_path(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     return placed
 
 
+def placed(tree: PyTree, places: PyTree) -> PyTree:
+    """A tree of shapes together with where each array goes, as a restore needs it."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
+
+
 def batch(mesh: Mesh) -> NamedSharding:
     """The first axis cut along `data` and `fsdp`, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
