@@ -305,3 +305,15 @@ def test_one_downsampling_entry_too_many_is_refused():
 def test_shift_of_another_length_is_refused():
     with pytest.raises(ValueError, match="shift has 3 values and the latent has 4 channels"):
         abstract(lambda rngs: vae.VideoVAE(**TINY, shift=(0, 0, 0), rngs=rngs))
+
+
+def test_initialisation_is_uniform_with_the_deviation_of_its_fan_in():
+    model = vae_spatial.SpatialVAE((8, 16), 1, groups=4, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model))["encoder"]["mid_block"]["resnets"]["0"]
+    bound = (16 * 9) ** -0.5
+    for conv_params in (params["conv1"], params["conv2"]):
+        for value in conv_params.values():
+            assert bound * 0.8 < np.abs(value).max() <= bound
+            assert np.std(value) == pytest.approx(bound / 3**0.5, rel=0.4)  # 16 values in a bias
+    assert np.abs(params["conv1"]["kernel"] - params["conv2"]["kernel"]).max() > bound
+    np.testing.assert_array_equal(params["norm1"]["scale"], 1)

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # bound 1 / sqrt(fan_in)
-
 
 def conv2d(x_NHWC, kernel, stride=1, padding=((0, 0), (0, 0))):
     """2D convolution; a 1x1 kernel becomes a matrix product."""
@@ -64,9 +62,9 @@ def _pointwise(x, kernel):
 class Conv2d(nnx.Module):
     """2D convolution with bias."""
 
-    def __init__(self, inputs, outputs, size, *, rngs, dtype, stride=1, padding=None):
-        self.kernel = nnx.Param(_UNIFORM(rngs.params(), (size, size, inputs, outputs)))
-        self.bias = nnx.Param(_bias(rngs, outputs, inputs * size**2))
+    def __init__(self, inputs, outputs, size, *, dtype, stride=1, padding=None):
+        self.kernel = nnx.Param(jnp.zeros((size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
         self.stride, self.dtype = stride, dtype
         self.padding = padding or ((size // 2, size // 2),) * 2
 
@@ -79,9 +77,9 @@ class Conv2d(nnx.Module):
 class CausalConv3d(nnx.Module):
     """3D convolution that looks back in time only, with or without bias."""
 
-    def __init__(self, inputs, outputs, size, *, rngs, dtype, time_stride=1, use_bias=True):
-        self.kernel = nnx.Param(_UNIFORM(rngs.params(), (size, size, size, inputs, outputs)))
-        self.bias = nnx.Param(_bias(rngs, outputs, inputs * size**3)) if use_bias else None
+    def __init__(self, inputs, outputs, size, *, dtype, time_stride=1, use_bias=True):
+        self.kernel = nnx.Param(jnp.zeros((size, size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
         self.time_stride, self.dtype = time_stride, dtype
 
     def __call__(self, x_BTHWC):
@@ -90,6 +88,19 @@ class CausalConv3d(nnx.Module):
         if self.bias is None:
             return out
         return out + self.bias[...].astype(self.dtype).reshape(1, 1, 1, 1, -1)
+
+
+class Linear(nnx.Module):
+    """Dense layer with bias."""
+
+    def __init__(self, inputs, outputs, *, dtype):
+        self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.dtype = dtype
+
+    def __call__(self, x):
+        out = _pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return out + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class GroupNorm(nnx.Module):
@@ -130,9 +141,35 @@ class GroupNorm(nnx.Module):
         return jnp.repeat(mean_NG, mean_NC.shape[1] // self.groups, axis=1)[:, None]
 
 
-def _bias(rngs, outputs, fan_in):
-    bound = fan_in**-0.5
-    return jax.random.uniform(rngs.params(), (outputs,), jnp.float32, -bound, bound)
+def initialise(module: nnx.Module, key) -> None:
+    """Draws all kernels of a module, and the biases beside them, as PyTorch does by default.
+
+    Both are uniform in +-1/sqrt(fan in); norms keep 1 and 0. The layers of this file are created
+    with zeros, and one draw for all of them keeps the program small: compiling a draw for each of
+    the 227 tensors of a toy autoencoder took 54 s on a CPU.
+    """
+    state = nnx.state(module)
+    params = nnx.to_pure_dict(state)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    values = jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
+    used = 0
+
+    def fill(tree):
+        nonlocal used
+        filled = {}
+        for name, node in tree.items():
+            if isinstance(node, dict):
+                filled[name] = fill(node)
+            elif "kernel" in tree:
+                fan_in = math.prod(tree["kernel"].shape[:-1])
+                filled[name] = values[used : used + node.size].reshape(node.shape) * fan_in**-0.5
+                used += node.size
+            else:
+                filled[name] = node
+        return filled
+
+    nnx.replace_by_pure_dict(state, fill(params))
+    nnx.update(module, state)
 
 
 def numbered(modules) -> nnx.Dict:

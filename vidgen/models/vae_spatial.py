@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidgen.models import conv, layers
+from vidgen.models import conv
 
 EPS = 1e-6
 
@@ -16,13 +16,13 @@ EPS = 1e-6
 class ResBlock(nnx.Module):
     """norm, SiLU, conv, norm, SiLU, conv, added to the input."""
 
-    def __init__(self, inputs, outputs, groups, *, rngs, dtype):
+    def __init__(self, inputs, outputs, groups, *, dtype):
         self.norm1 = conv.GroupNorm(inputs, groups, EPS, dtype=dtype)
-        self.conv1 = conv.Conv2d(inputs, outputs, 3, rngs=rngs, dtype=dtype)
+        self.conv1 = conv.Conv2d(inputs, outputs, 3, dtype=dtype)
         self.norm2 = conv.GroupNorm(outputs, groups, EPS, dtype=dtype)
-        self.conv2 = conv.Conv2d(outputs, outputs, 3, rngs=rngs, dtype=dtype)
+        self.conv2 = conv.Conv2d(outputs, outputs, 3, dtype=dtype)
         self.conv_shortcut = (
-            conv.Conv2d(inputs, outputs, 1, rngs=rngs, dtype=dtype) if inputs != outputs else None
+            conv.Conv2d(inputs, outputs, 1, dtype=dtype) if inputs != outputs else None
         )
 
     def __call__(self, x_NHWC):
@@ -34,15 +34,9 @@ class ResBlock(nnx.Module):
 class Attention(nnx.Module):
     """Single-head attention among all positions of an image, added to the input."""
 
-    def __init__(self, channels, groups, *, rngs, dtype):
+    def __init__(self, channels, groups, *, dtype):
         self.group_norm = conv.GroupNorm(channels, groups, EPS, dtype=dtype)
-        make = lambda: layers.linear(
-            channels,
-            channels,
-            rngs=rngs,
-            dtype=dtype,
-            init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        )
+        make = lambda: conv.Linear(channels, channels, dtype=dtype)
         self.to_q, self.to_k, self.to_v, self.to_out = make(), make(), make(), make()
 
     def __call__(self, x_NHWC):
@@ -58,10 +52,10 @@ class Attention(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels, groups, *, rngs, dtype):
-        make = lambda: ResBlock(channels, channels, groups, rngs=rngs, dtype=dtype)
+    def __init__(self, channels, groups, *, dtype):
+        make = lambda: ResBlock(channels, channels, groups, dtype=dtype)
         self.resnets = conv.numbered([make(), make()])
-        self.attention = Attention(channels, groups, rngs=rngs, dtype=dtype)
+        self.attention = Attention(channels, groups, dtype=dtype)
 
     def __call__(self, x_NHWC):
         return self.resnets["1"](self.attention(self.resnets["0"](x_NHWC)))
@@ -70,18 +64,17 @@ class MidBlock(nnx.Module):
 class Level(nnx.Module):
     """Residual blocks of one resolution, then a change of resolution: "down", "up" or none."""
 
-    def __init__(self, inputs, outputs, blocks, groups, resample, *, rngs, dtype):
+    def __init__(self, inputs, outputs, blocks, groups, resample, *, dtype):
         self.resnets = conv.numbered(
-            ResBlock(outputs if i else inputs, outputs, groups, rngs=rngs, dtype=dtype)
-            for i in range(blocks)
+            ResBlock(outputs if i else inputs, outputs, groups, dtype=dtype) for i in range(blocks)
         )
         self.resample = resample
         if resample == "down":  # zeros at the bottom and at the right only, so odd sizes round down
             self.conv = conv.Conv2d(
-                outputs, outputs, 3, rngs=rngs, dtype=dtype, stride=2, padding=((0, 1), (0, 1))
+                outputs, outputs, 3, dtype=dtype, stride=2, padding=((0, 1), (0, 1))
             )
         elif resample == "up":
-            self.conv = conv.Conv2d(outputs, outputs, 3, rngs=rngs, dtype=dtype)
+            self.conv = conv.Conv2d(outputs, outputs, 3, dtype=dtype)
 
     def __call__(self, x_NHWC):
         x_NHWC = conv.run(self.resnets, x_NHWC)
@@ -93,8 +86,8 @@ class Level(nnx.Module):
 class Encoder(nnx.Module):
     """Image to the moments of its latent: [N, H, W, C] -> [N, h, w, 2c]."""
 
-    def __init__(self, image_channels, latent_channels, channels, blocks, groups, *, rngs, dtype):
-        kwargs = {"rngs": rngs, "dtype": dtype}
+    def __init__(self, image_channels, latent_channels, channels, blocks, groups, *, dtype):
+        kwargs = {"dtype": dtype}
         self.conv_in = conv.Conv2d(image_channels, channels[0], 3, **kwargs)
         self.down_blocks = conv.numbered(
             Level(below, above, blocks, groups, "down" if i + 1 < len(channels) else None, **kwargs)
@@ -114,8 +107,8 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latent to image: [N, h, w, c] -> [N, H, W, C]; one more block a level than the encoder."""
 
-    def __init__(self, image_channels, latent_channels, channels, blocks, groups, *, rngs, dtype):
-        kwargs = {"rngs": rngs, "dtype": dtype}
+    def __init__(self, image_channels, latent_channels, channels, blocks, groups, *, dtype):
+        kwargs = {"dtype": dtype}
         channels = tuple(channels)[::-1]
         self.conv_in = conv.Conv2d(latent_channels, channels[0], 3, **kwargs)
         self.mid_block = MidBlock(channels[0], groups, **kwargs)
@@ -150,16 +143,13 @@ class SpatialVAE(nnx.Module):
         dtype=jnp.float32,
     ):
         args = (image_channels, latent_channels, tuple(channels), layers_per_block, groups)
-        self.encoder = Encoder(*args, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(*args, rngs=rngs, dtype=dtype)
-        self.quant_conv = conv.Conv2d(
-            2 * latent_channels, 2 * latent_channels, 1, rngs=rngs, dtype=dtype
-        )
-        self.post_quant_conv = conv.Conv2d(
-            latent_channels, latent_channels, 1, rngs=rngs, dtype=dtype
-        )
+        self.encoder = Encoder(*args, dtype=dtype)
+        self.decoder = Decoder(*args, dtype=dtype)
+        self.quant_conv = conv.Conv2d(2 * latent_channels, 2 * latent_channels, 1, dtype=dtype)
+        self.post_quant_conv = conv.Conv2d(latent_channels, latent_channels, 1, dtype=dtype)
         self.stride = 2 ** (len(channels) - 1)
         self.latent_channels, self.image_channels = latent_channels, image_channels
+        conv.initialise(self, rngs.params())
 
     def moments(self, image_NHWC):
         """Mean and log-variance of the latent, stacked on the last axis: [N, h, w, 2c] float32."""

@@ -18,8 +18,8 @@ EPS = 1e-5
 class ResBlock(nnx.Module):
     """norm, SiLU, conv, norm, SiLU, conv, added to the input; its convolutions have no bias."""
 
-    def __init__(self, inputs, outputs, groups, *, rngs, dtype):
-        kwargs = {"rngs": rngs, "dtype": dtype, "use_bias": False}
+    def __init__(self, inputs, outputs, groups, *, dtype):
+        kwargs = {"dtype": dtype, "use_bias": False}
         self.norm1 = conv.GroupNorm(inputs, groups, EPS, dtype=dtype)
         self.conv1 = conv.CausalConv3d(inputs, outputs, 3, **kwargs)
         self.norm2 = conv.GroupNorm(outputs, groups, EPS, dtype=dtype)
@@ -32,20 +32,17 @@ class ResBlock(nnx.Module):
         return hidden + (x_BTHWC if self.conv3 is None else self.conv3(x_BTHWC))
 
 
-def _res_blocks(inputs, outputs, count, groups, *, rngs, dtype):
+def _res_blocks(inputs, outputs, count, groups, *, dtype):
     return conv.numbered(
-        ResBlock(outputs if i else inputs, outputs, groups, rngs=rngs, dtype=dtype)
-        for i in range(count)
+        ResBlock(outputs if i else inputs, outputs, groups, dtype=dtype) for i in range(count)
     )
 
 
 class Encoder(nnx.Module):
     """Spatial latents to the moments of the latent: [B, T, h, w, c] -> [B, t, h, w, 2c]."""
 
-    def __init__(
-        self, channels, latent_channels, widths, downsample, blocks, groups, *, rngs, dtype
-    ):
-        kwargs = {"rngs": rngs, "dtype": dtype}
+    def __init__(self, channels, latent_channels, widths, downsample, blocks, groups, *, dtype):
+        kwargs = {"dtype": dtype}
         self.conv_in = conv.CausalConv3d(channels, widths[0], 3, use_bias=False, **kwargs)
         self.block_res_blocks = conv.numbered(
             _res_blocks(below, above, blocks, groups, **kwargs)
@@ -75,10 +72,8 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to spatial latents: [B, t, h, w, c] -> [B, stride t, h, w, c]."""
 
-    def __init__(
-        self, channels, latent_channels, widths, downsample, blocks, groups, *, rngs, dtype
-    ):
-        kwargs = {"rngs": rngs, "dtype": dtype}
+    def __init__(self, channels, latent_channels, widths, downsample, blocks, groups, *, dtype):
+        kwargs = {"dtype": dtype}
         self.conv1 = conv.CausalConv3d(latent_channels, widths[-1], 3, **kwargs)
         self.res_blocks = _res_blocks(widths[-1], widths[-1], blocks, groups, **kwargs)
         self.block_res_blocks = conv.numbered(  # numbered by level, so the last one runs first
@@ -143,13 +138,14 @@ class TemporalVAE(nnx.Module):
             num_res_blocks,
             groups,
         )
-        self.encoder = Encoder(*args, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(*args, rngs=rngs, dtype=dtype)
-        kwargs = {"rngs": rngs, "dtype": dtype}
+        self.encoder = Encoder(*args, dtype=dtype)
+        self.decoder = Decoder(*args, dtype=dtype)
+        kwargs = {"dtype": dtype}
         self.quant_conv = conv.CausalConv3d(2 * latent_channels, 2 * latent_channels, 1, **kwargs)
         self.post_quant_conv = conv.CausalConv3d(latent_channels, latent_channels, 1, **kwargs)
         self.stride = 2 ** sum(temporal_downsample)
         self.latent_channels = latent_channels
+        conv.initialise(self, rngs.params())
 
     def moments(self, x_BThwc):
         """Mean and log-variance of a chunk, stacked on the last axis: [B, t, h, w, 2c] float32.
