@@ -69,6 +69,7 @@ def make_tokenize(folder: str | os.PathLike | None, max_tokens: int) -> Tokenize
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: str | None):
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch: as intended
     import transformers  # a second to import, and often not needed: latents hold their text
 
     if folder is None:
