@@ -8,7 +8,7 @@ from setuptools import find_namespace_packages, setup
 CORE = [
     "absl-py",
     "array_record",  # the shards of a data set: TFDS writes them, Grain reads them
-    "av",  # FFmpeg's libraries: video decoding and encoding
+    "av>=18,<19",  # FFmpeg's libraries; 19 has no `metadata_errors`, which video_io needs
     "einops",
     "flax>=0.12",
     "grain>=0.2.16",  # 0.2.16 mended the restore of shuffled data
