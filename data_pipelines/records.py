@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 KINDS = ("video", "latent")
 FORMAT = 1  # of meta.json and the fields
@@ -76,7 +77,8 @@ def encode(kind: str, record: Mapping) -> bytes:
     record = dict(record)
     for field, axes in (("latent", 4), ("latent_std", 4), ("text_emb", 2)):
         if kind == "latent":
-            record[field] = np.ascontiguousarray(record[field], np.float16)
+            with np.errstate(over="ignore"):  # found below
+                record[field] = np.ascontiguousarray(record[field], np.float16)
             if record[field].ndim != axes or not np.isfinite(record[field]).all():
                 raise ValueError(
                     f"latent record {name!r}: {field} {record[field].shape} has to have {axes} "
@@ -87,7 +89,9 @@ def encode(kind: str, record: Mapping) -> bytes:
             f"latent record {name!r}: latent {record['latent'].shape} and latent_std "
             f"{record['latent_std'].shape} differ in shape."
         )
-    return features(kind).serialize_example(record)
+    content = features(kind).serialize_example(record)
+    # again, with the fields in order: else their order changes with the process
+    return tf_example_pb2.Example.FromString(content).SerializeToString(deterministic=True)
 
 
 def decode(kind: str, content: bytes) -> dict:

@@ -1,0 +1,106 @@
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipelines import workers
+
+JOBS = """
+import ctypes, os, time
+
+def make(offset):
+    def run(task):
+        if task == "crash":
+            ctypes.string_at(1)
+        if task == "hang":
+            time.sleep(1000)
+        if task == "print":
+            print("noise on stdout", flush=True)
+            os.write(1, b"more noise")
+        if task == "jax":
+            import jax
+        if task == "error":
+            raise ValueError("named")
+        if task == "big":
+            return bytes(5_000_000)
+        return offset, task, os.getpid()
+    return run
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    (tmp_path / "worker_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "worker_jobs:make"
+
+
+def is_gone(pid):
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+def test_children_answer_from_many_threads(jobs):
+    with workers.Pool(2, jobs, (7,)) as pool, concurrent.futures.ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(pool, range(20)))
+        assert [r[:2] for r in results] == [(7, i) for i in range(20)]
+        assert os.getpid() not in {r[2] for r in results}
+        assert pool("print")[1] == "print"
+        assert len(pool("big")) == 5_000_000
+        pids = pool.pids()
+    assert pids and all(is_gone(pid) for pid in pids)
+
+
+def test_jax_is_closed_and_exceptions_come_home(jobs):
+    with workers.Pool(1, jobs, (0,)) as pool:
+        with pytest.raises(ImportError):
+            pool("jax")
+        with pytest.raises(ValueError, match="named"):
+            pool("error")
+        assert pool(1)[1] == 1
+
+
+def test_dead_and_stuck_children_are_replaced(jobs):
+    with workers.Pool(1, jobs, (0,), deadline_seconds=2.0) as pool:
+        first = pool(0)[2]
+        with pytest.raises(workers.WorkerDied, match="ended with code") as error:
+            pool("crash")
+        assert error.value.reason == "crash"
+        start = time.monotonic()
+        with pytest.raises(workers.WorkerDied, match="no answer within 2 s") as error:
+            pool("hang")
+        assert error.value.reason == "hang" and time.monotonic() - start < 8
+        last = pool(0)[2]
+        assert last != first and is_gone(first)
+
+
+def test_a_wrong_start_is_an_error(jobs):
+    with workers.Pool(1, "worker_jobs:none", ()) as pool, pytest.raises(AttributeError):
+        pool(0)
+
+
+@pytest.mark.parametrize("task", ["0", "'hang'"])
+def test_children_end_when_their_parent_is_killed(jobs, tmp_path, task):
+    code = (
+        "import sys, threading, time; from data_pipelines import workers\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"pool = workers.Pool(1, {jobs!r}, (0,)); pool(0)\n"
+        f"threading.Thread(target=pool, args=({task},), daemon=True).start()\n"
+        "time.sleep(0.3); print(pool.pids()[0], flush=True); time.sleep(1000)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert not is_gone(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while not is_gone(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_gone(child)
