@@ -210,7 +210,7 @@ class Loader:
         Close the iterator (or drop it) to end the threads and workers.
 
         Raises:
-            RuntimeError: If a worker failed twice on one batch, naming its clips.
+            RuntimeError: If workers failed three times on one batch, naming its clips.
         """
         grain = _import_grain()
         threads = max(min(self.prefetch, 16), self.num_workers)
@@ -236,14 +236,14 @@ class Loader:
             iterator.close()
 
     def _call_worker(self, pool: workers.Pool, step: int) -> dict[str, np.ndarray]:
-        """Asks a worker for a batch, and another one if the first dies over it."""
-        for attempt in (1, 2):
+        """Asks a worker for a batch, and another one if that dies over it, three in all."""
+        for attempt in (1, 2, 3):
             try:
                 return pool(step)
             except workers.WorkerDied as error:
                 if pool.closed:
                     raise
-                absl.logging.warning("step %d: %s Attempt %d of 2.", step, error, attempt)
+                absl.logging.warning("step %d: %s Attempt %d of 3.", step, error, attempt)
                 last = error
         names = [self.reader[int(row)]["id"] for row in self.rows(step)]
         raise RuntimeError(

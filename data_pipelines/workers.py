@@ -36,7 +36,7 @@ class Pool:
         make: "module:function" that a child calls once, with `args`, and which returns the function
             that it calls for each task.
         args: Picklable.
-        deadline_seconds: For each call, and for the start of a child.
+        deadline_seconds: For each call; a child has at least a minute to start.
     """
 
     def __init__(self, num_workers: int, make: str, args: tuple = (), deadline_seconds=300.0):
@@ -61,7 +61,7 @@ class Pool:
             if child is None:
                 child = _Child()
                 self._children.add(child)
-                child.start(self._start, self.deadline_seconds)
+                child.start(self._start, max(60.0, self.deadline_seconds))
             good, result = child.call(pickle.dumps(task, 5), self.deadline_seconds)
         except BaseException:
             if child is not None:

