@@ -10,7 +10,7 @@ python=${VENV:-.venv}/bin/python
 
 # Small arrays gain nothing from threads, and the workers would fight over the cores.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 ${XLA_FLAGS:-}"
+export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false ${XLA_FLAGS:-}"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 
 if [ "$#" -eq 0 ]; then

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests import processes
 from vidgen import checkpoint, digests
 
 
@@ -269,7 +270,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_rest(saved, 
     with monkeypatch.context() as patch:
         patch.setattr(digests, "write", fail)
         ckpt.save(40, make_state(mesh, 40), {})
-        with pytest.raises(checkpoint.SaveError, match="step 40.*No space left.*10, 20, 30"):
+        with pytest.raises(checkpoint.SaveError, match="step 40.*the disk is full.*10, 20, 30"):
             while True:
                 ckpt.check()
     assert not list((saved / "checkpoints").glob("*tmp*"))
@@ -296,3 +297,43 @@ def test_weights_that_are_not_there_say_what_is_needed(tmp_path, saved):
         checkpoint.load_params(tmp_path / "none")
     with pytest.raises(ValueError, match='use "ema" or "params"'):
         checkpoint.load_params(saved, "weights")
+
+
+def test_two_processes_save_verify_and_fall_back_together(tmp_path):
+    code = f"""
+    import dataclasses, pathlib
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.experimental import multihost_utils
+    from jax.sharding import PartitionSpec
+    from tests.test_checkpoint import State, abstract
+    from vidgen import checkpoint, runtime, sharding
+
+    runtime.start(heartbeat_seconds=10)
+    mesh = sharding.make_mesh({{"data": 1, "fsdp": -1}})
+    cut = jax.NamedSharding(mesh, PartitionSpec("fsdp"))
+    make = jax.jit(
+        lambda step: State(step, {{"w": jnp.arange(8.0) + step}}, None, ()),
+        out_shardings=State(sharding.replicated(mesh), {{"w": cut}}, None, ()),
+    )
+    ckpt = checkpoint.Checkpointer("{tmp_path}")
+    for step in (1, 2):
+        ckpt.save(step, make(step), {{"position": step}})
+    ckpt.wait()
+    if jax.process_index() == 0:
+        folder = pathlib.Path("{tmp_path}/checkpoints/2")
+        for process in range(2):  # each has files of its own
+            assert any((folder / f"params/ocdbt.process_{{process}}/d").iterdir())
+        for path in folder.glob("params/ocdbt.process_1/d/*"):
+            path.unlink()
+    multihost_utils.sync_global_devices("damaged")
+    state, meta = ckpt.restore(abstract(make(0)))
+    whole = multihost_utils.process_allgather(state.params["w"], tiled=True)
+    np.testing.assert_array_equal(whole, np.arange(8.0) + 1)
+    assert (meta["position"], int(state.step)) == (1, 1)
+    assert ckpt.save(2, make(2), {{}})
+    ckpt.close()
+    print("done", ckpt.steps())
+    """
+    for process in processes.spawn_two(code):
+        out, err = process.communicate(timeout=100)
+        assert "done [1, 2]" in out, err

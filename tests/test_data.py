@@ -1,19 +1,11 @@
 """Each device gets its rows, and each batch is handed out once."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-import textwrap
-
 import jax
 import numpy as np
 import pytest
 
+from tests import processes
 from vidgen import data, sharding
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_a_batch_is_cut_along_its_first_axis(mesh):
@@ -73,22 +65,8 @@ def test_two_processes_join_their_parts_of_a_batch():
     except ValueError as error:
         print(error)
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "VIDGEN_COORDINATOR": address}
-    env |= {"VIDGEN_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**env, "VIDGEN_PROCESS": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
+    flags = "--xla_force_host_platform_device_count=2"
+    for process in processes.spawn_two(code, XLA_FLAGS=flags):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         shape, message = out.splitlines()[-2:]  # gloo says hello before

@@ -1,41 +1,13 @@
 """Processes stop when asked, end when stuck, and say why with their exit code."""
 
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import time
 
 import jax
 import pytest
 
+from tests.processes import spawn, spawn_two
 from vidgen import runtime, workdir
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def spawn(code, **env):
-    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def spawn_two(code):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    return [
-        spawn(code, VIDGEN_COORDINATOR=address, VIDGEN_PROCESSES="2", VIDGEN_PROCESS=str(index))
-        for index in range(2)
-    ]
 
 
 def wait_for(process, word):

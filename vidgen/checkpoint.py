@@ -70,7 +70,7 @@ class Checkpointer:
     ):
         if keep < 1:
             raise ValueError(
-                f"checkpoint.keep={keep} would delete every checkpoint: use 1 or more."
+                f"keep={keep} checkpoints would delete every checkpoint: use 1 or more."
             )
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         policies = ocp.checkpoint_managers
@@ -241,6 +241,8 @@ class Checkpointer:
             for leftover in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        if "No space left" in str(error) or "quota" in str(error).lower():
+            reason = "the disk is full"
         raise self._error(step, reason) from error
 
     def _error(self, step: int, reason: str) -> SaveError:
@@ -249,7 +251,7 @@ class Checkpointer:
         return SaveError(
             f"The checkpoint of step {step} was NOT written to {self.folder}: {reason}. It needs "
             f"{_size(self._needed_bytes)} and {_size(free)} are free. Older checkpoints are "
-            f"intact (steps: {kept}). Make room, or lower checkpoint.keep, and start again.",
+            f"intact (steps: {kept}). Make room, or keep fewer checkpoints.",
             *(step, self._needed_bytes, free),
         )
 
