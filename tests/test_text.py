@@ -1,0 +1,120 @@
+"""The T5 encoder equals the reference, reads its files, and its random form sees near letters."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from golden_utils import abstract, load_case, random_model, with_params
+
+from vidgen.models import text
+
+SIZES = {"vocab_size": 64, "width": 32, "head_width": 8, "heads": 4, "mlp_width": 64, "depth": 2}
+
+
+def encoder(**kwargs):
+    return lambda rngs: text.T5Encoder(**SIZES | kwargs, rngs=rngs)
+
+
+def test_encoder_equals_the_reference():
+    case = load_case("t5_encoder_tiny")
+    model = with_params(abstract(encoder()), text.params_from_t5(case.state_dict(), depth=2))
+    for variant in ("long", "ragged", "one_token"):
+        inputs = case.inputs(variant)
+        emb = model(inputs["input_ids"], inputs["attention_mask"])
+        case.check(f"{variant}/last_hidden_state", emb)
+
+
+def test_relative_buckets_equal_the_reference():
+    case = load_case("t5_encoder_tiny")
+    offsets = case.tensors["output/buckets/relative_position"]
+    case.check("buckets/bucket", text.relative_buckets(offsets))
+
+
+def test_padding_changes_no_real_token():
+    model = jax.jit(random_model(encoder()))
+    ids_BL = np.array([[5, 6, 7, 1, 0, 0], [9, 8, 1, 0, 0, 0]])
+    mask_BL = ids_BL > 0
+    emb = model(ids_BL, mask_BL)
+    other = model(np.where(mask_BL, ids_BL, 33), mask_BL)
+    np.testing.assert_allclose(emb[mask_BL], other[mask_BL], atol=1e-6)
+    short = model(ids_BL[:, :4], mask_BL[:, :4])
+    np.testing.assert_allclose(short[mask_BL[:, :4]], emb[:, :4][mask_BL[:, :4]], atol=1e-5)
+
+
+def test_a_text_without_any_token_gives_finite_features():
+    model = random_model(encoder())
+    assert np.isfinite(model(np.zeros((1, 3), int), np.zeros((1, 3), bool))).all()
+
+
+def test_neighbours_confine_a_token_to_the_letters_before_it():
+    model = jax.jit(encoder(depth=1, neighbours=(0, -1, -2, -3), neighbour_bias=40.0))(nnx.Rngs(0))
+    ids_BL = np.arange(2, 12)[None]
+    mask_BL = np.ones((1, 10), bool)
+    changed = ids_BL.copy()
+    changed[0, 4] = 60
+    call = jax.jit(model)
+    moved = np.abs(call(ids_BL, mask_BL) - call(changed, mask_BL)).max((0, 2)) > 1e-3
+    # the first three tokens lack an offset, where a head spreads over the whole text
+    np.testing.assert_array_equal(np.flatnonzero(moved[3:]) + 3, [4, 5, 6, 7])
+    assert np.std(call(ids_BL, mask_BL)) == pytest.approx(1, rel=0.05)  # the last norm's doing
+
+
+def test_bfloat16_computes_near_float32():
+    ids_BL, mask_BL = np.arange(2, 12)[None], np.ones((1, 10), bool)
+    exact = random_model(encoder())(ids_BL, mask_BL)
+    half = random_model(encoder(dtype=jnp.bfloat16))(ids_BL, mask_BL)
+    assert half.dtype == jnp.float32
+    assert 0 < jnp.abs(half - exact).max() < 0.1  # unit variance, 8 bits, a few layers
+
+
+@pytest.fixture
+def t5_folder(tmp_path):
+    case = load_case("t5_encoder_tiny")
+    tensors = case.state_dict() | {"decoder.final_layer_norm.weight": np.ones(32, np.float32)}
+    names = sorted(tensors)
+    for part, half in enumerate((names[::2], names[1::2])):
+        path = tmp_path / f"model-{part + 1:05d}-of-00002.safetensors"
+        safetensors.numpy.save_file({n: np.ascontiguousarray(tensors[n]) for n in half}, path)
+    (tmp_path / "config.json").write_text(json.dumps(case.config))
+    return tmp_path
+
+
+def test_load_t5_reads_shards_and_config(t5_folder):
+    kwargs, params = text.load_t5(t5_folder)
+    assert kwargs == SIZES | {"buckets": 32, "max_distance": 128}
+    expected = text.params_from_t5(load_case("t5_encoder_tiny").state_dict(), depth=2)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    with_params(abstract(encoder()), params)  # asserts names and shapes
+
+
+def test_load_t5_refuses_a_folder_without_weights(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match=r"needs config.json and .*has \['pytorch_model.bin'\]"):
+        text.load_t5(tmp_path)
+
+
+def test_load_t5_refuses_t5_of_the_first_version(t5_folder):
+    config = json.loads((t5_folder / "config.json").read_text()) | {"feed_forward_proj": "relu"}
+    (t5_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="feed_forward_proj='relu': only T5 v1.1"):
+        text.load_t5(t5_folder)
+
+
+def test_missing_tensors_are_reported_together():
+    state = load_case("t5_encoder_tiny").state_dict()
+    with pytest.raises(ValueError, match="lack 9 of 21 tensors"):
+        text.params_from_t5({k: v for k, v in state.items() if ".block.1." not in k}, depth=2)
+
+
+def test_full_size_tree_has_the_published_tensors():
+    shapes = load_case("full_size_manifest").data["shapes"]
+    name = next(name for name in shapes if "T5" in name.upper())
+    sizes = {"vocab_size": 32128, "width": 4096, "head_width": 64, "heads": 64, "mlp_width": 10240}
+    params = nnx.to_pure_dict(nnx.state(abstract(encoder(**sizes, depth=24))))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    published = {k: v for k, v in shapes[name].items() if k != "encoder.embed_tokens.weight"}
+    assert count == sum(int(np.prod(shape)) for shape in published.values())
