@@ -10,6 +10,7 @@ from flax import nnx
 
 from vidgen.models import conv
 
+CHANNELS = (128, 256, 512, 512)  # of the published model, by level
 EPS = 1e-6
 
 
@@ -133,7 +134,7 @@ class SpatialVAE(nnx.Module):
 
     def __init__(
         self,
-        channels=(128, 256, 512, 512),
+        channels=CHANNELS,
         layers_per_block: int = 2,
         latent_channels: int = 4,
         image_channels: int = 3,
