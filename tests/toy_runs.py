@@ -1,0 +1,55 @@
+"""Working folders of runs with random weights, for tests of the commands that read them."""
+
+import pathlib
+import types
+
+import jax
+import numpy as np
+
+from configs import tiny
+from vidgen import checkpoint, sharding, tasks, workdir
+
+
+def text_to_video(folder: pathlib.Path) -> pathlib.Path:
+    """A text-to-video run of configs/tiny.py in `folder/run`, with two checkpoints."""
+    config = tiny.get_config()
+    config.data.path = str(folder / "shards")  # there is none
+    config.vae.weights = str(folder / "vae.safetensors")
+    checkpoint.save_safetensors(_params(tasks.Autoencoder(config), 0), config.vae.weights)
+    task = tasks.make_task(config)
+    run = folder / "run"
+    workdir.guard(run, config, "none")
+    _save(run, {2: _params(task, 1), 4: _params(task, 2)})
+    return run
+
+
+def autoencoder(folder: pathlib.Path) -> pathlib.Path:
+    """A run of the video VAE."""
+    config = tiny.get_config()
+    config.task = "autoencoder"
+    workdir.guard(folder, config, "none")
+    _save(folder, {2: _params(tasks.make_task(config), 0)})
+    return folder
+
+
+def _params(task, seed):
+    """Random weights, quicker than `task.init`, which compiles."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, like):
+        if sharding.path_name(path).endswith("scale"):
+            return np.ones(like.shape, like.dtype)
+        fan_in = np.prod(like.shape[:-1][-4:], initial=1)
+        return (rng.normal(size=like.shape) / np.sqrt(fan_in)).astype(like.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(task.init, jax.random.key(0)))
+
+
+def _save(folder, params_of_steps):
+    saver = checkpoint.Checkpointer(folder)
+    for step, params in params_of_steps.items():
+        raw = jax.tree.map(lambda x: x + 0.01, params)
+        saver.save(
+            step, types.SimpleNamespace(params=raw, ema=params, opt_state={}), {"step": step}
+        )
+    saver.close()
