@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import processes
-from vidgen import checkpoint, digests
+from vidgen import checkpoint, digests, weights
 
 
 @jax.tree_util.register_dataclass
@@ -283,13 +283,13 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_rest(saved, 
 def test_safetensors_round_trip_and_appear_whole(tmp_path, mesh):
     params = make_state(mesh, 5).params
     path = tmp_path / "new" / "model.safetensors"
-    checkpoint.save_safetensors(params, path, {"step": "5"})
+    weights.save_safetensors(params, path, {"step": "5"})
     assert_same(checkpoint.load_params(path), jax.device_get(params))
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
     assert json.loads(header)["__metadata__"] == {"step": "5"}
     with pytest.raises(ValueError, match="separates levels"):
-        checkpoint.save_safetensors({"a/b": np.zeros(2)}, path)
+        weights.save_safetensors({"a/b": np.zeros(2)}, path)
 
 
 def test_weights_that_are_not_there_say_what_is_needed(tmp_path, saved):

@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
 from absl import logging
 from jax.experimental import multihost_utils
 
 from vidgen import digests, sharding
+from vidgen import weights as weights_lib
 
 PyTree = Any
 
@@ -276,7 +276,7 @@ def load_params(
     """
     path = pathlib.Path(path).absolute()
     if path.is_file():
-        return unflatten(safetensors.numpy.load_file(path))
+        return weights_lib.load_file(path)
     if weights not in ("ema", "params"):
         raise ValueError(f'weights="{weights}" is not known: use "ema" or "params".')
     folder = path / "checkpoints"
@@ -306,45 +306,6 @@ def load_params(
             )
             return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     raise DamagedError(_no_sound(folder, damaged))
-
-
-def save_safetensors(
-    params: PyTree, path: str | os.PathLike, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes a params tree as one .safetensors file with names such as "blocks/attn/kernel".
-
-    The file appears whole or not at all. `metadata` goes into its header, strings only.
-    """
-    path = pathlib.Path(path)
-    arrays = {name: np.ascontiguousarray(jax.device_get(x)) for name, x in flatten(params).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = safetensors.numpy.save(arrays, metadata=dict(metadata or {}))
-    digests.write_atomically(path, data)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict with names such as "a/b/c"."""
-    flat = {}
-    for key, value in tree.items():
-        if "/" in str(key):
-            raise ValueError(f'the name "{prefix}{key}" has a "/" in it, which separates levels.')
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
 
 
 def _check_same_tree(found: PyTree, wanted: PyTree, folder: pathlib.Path) -> None:

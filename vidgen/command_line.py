@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 EXIT_USAGE = 2
 
@@ -17,7 +17,15 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     A flag or config field that does not exist ends it with EXIT_USAGE and one message, which names
     the nearest one that does.
     """
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=_parse_and_hush)
+
+
+def _parse_and_hush(argv: Sequence[str]) -> list[str]:
+    """Libraries tell what they do at each save; that is for `--verbosity=0` only."""
+    rest = parse(argv)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+    return rest
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

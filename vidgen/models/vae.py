@@ -82,13 +82,16 @@ class VideoVAE(nnx.Module):
     """Image autoencoder and temporal autoencoder, chained (Open-Sora 1.2's OpenSoraVAE_V1_2).
 
     Args:
-        spatial: Arguments of `vae_spatial.SpatialVAE`. temporal: Arguments of
-        `vae_temporal.TemporalVAE`; channel counts follow the spatial part. chunk_frames: Frames
-        that are coded together; None codes the whole clip at once. scaling_factor: Factor on the
-        image autoencoder's latents. shift: Mean of each latent channel. scale: Deviation of each
-        latent channel. micro_batch: Frames in the image autoencoder, and chunks in the temporal
-        one, at a time. Bounds
-            memory; None takes all at once.
+        spatial: Arguments of `vae_spatial.SpatialVAE`.
+        temporal: Arguments of `vae_temporal.TemporalVAE`; channel counts follow the spatial part.
+        chunk_frames: Frames that are coded together; None codes the whole clip at once.
+        scaling_factor: Factor on the image autoencoder's latents.
+        shift: Mean of each latent channel.
+        scale: Deviation of each latent channel.
+        micro_batch: Frames in the image autoencoder, and chunks in the temporal one, at a time.
+            Bounds memory; None takes all at once.
+        init_gain: Factor on PyTorch's default initial kernels. sqrt(6), He's variance, lets small
+            models leave the plateau of gray blobs: 22.8 dB instead of 18.9 after 300 updates.
         dtype: Compute type; parameters, norm statistics and results are float32.
     """
 
@@ -102,13 +105,15 @@ class VideoVAE(nnx.Module):
         shift=SHIFT,
         scale=SCALE,
         micro_batch: int | None = None,
+        init_gain: float = 1.0,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.spatial = vae_spatial.SpatialVAE(**(spatial or {}), dtype=dtype, rngs=rngs)
+        kinds = {"init_gain": init_gain, "dtype": dtype, "rngs": rngs}
+        self.spatial = vae_spatial.SpatialVAE(**(spatial or {}), **kinds)
         channels = self.spatial.latent_channels
         temporal = {"channels": channels, "latent_channels": channels, **(temporal or {})}
-        self.temporal = vae_temporal.TemporalVAE(**temporal, dtype=dtype, rngs=rngs)
+        self.temporal = vae_temporal.TemporalVAE(**temporal, **kinds)
         for name, value in (("shift", shift), ("scale", scale)):
             if len(value) != self.temporal.latent_channels:
                 raise ValueError(

@@ -140,6 +140,7 @@ class SpatialVAE(nnx.Module):
         image_channels: int = 3,
         groups: int = 32,
         *,
+        init_gain: float = 1.0,
         rngs: nnx.Rngs,
         dtype=jnp.float32,
     ):
@@ -150,7 +151,7 @@ class SpatialVAE(nnx.Module):
         self.post_quant_conv = conv.Conv2d(latent_channels, latent_channels, 1, dtype=dtype)
         self.stride = 2 ** (len(channels) - 1)
         self.latent_channels, self.image_channels = latent_channels, image_channels
-        conv.initialise(self, rngs.params())
+        conv.initialise(self, rngs.params(), init_gain)
 
     def moments(self, image_NHWC):
         """Mean and log-variance of the latent, stacked on the last axis: [N, h, w, 2c] float32."""

@@ -120,6 +120,7 @@ class TemporalVAE(nnx.Module):
         channels: int = 4,
         groups: int = 32,
         *,
+        init_gain: float = 1.0,
         rngs: nnx.Rngs,
         dtype=jnp.float32,
     ):
@@ -145,7 +146,7 @@ class TemporalVAE(nnx.Module):
         self.post_quant_conv = conv.CausalConv3d(latent_channels, latent_channels, 1, **kwargs)
         self.stride = 2 ** sum(temporal_downsample)
         self.latent_channels = latent_channels
-        conv.initialise(self, rngs.params())
+        conv.initialise(self, rngs.params(), init_gain)
 
     def moments(self, x_BThwc):
         """Mean and log-variance of a chunk, stacked on the last axis: [B, t, h, w, 2c] float32.

@@ -1,0 +1,127 @@
+"""What the experiments share: defaults of every field, model sizes, and small helpers."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Every field of a run with its default; an experiment sets what it changes.
+
+    Fields under `may_change` of `vidgen.train` (num_steps, cadences) may differ when a run goes on.
+    """
+    config = ConfigDict()
+    config.task = "text_to_video"  # or "autoencoder"
+    config.seed = 0  # of parameters, order of the data, noise
+    config.num_steps = 1000
+    config.dtype = "auto"  # of the computation: bfloat16 on GPUs, float32 on CPU
+
+    config.data = ConfigDict()
+    config.data.path = ""  # a folder of shards: python -m data_pipelines.pipeline, or vidgen.encode
+    # resolution.frames: (share of clips that stay here, clips a batch over all processes)
+    config.data.buckets = ConfigDict()
+    config.data.mask_ratios = ConfigDict()  # how often which frames are given: spec section 5
+    config.data.text_dropout = 0.1
+    config.data.frame_interval = 1
+    config.data.workers = 0  # processes; 0 decodes in threads of the main one
+
+    config.vae = ConfigDict({"model": vae_tiny(), "loss": vae_loss()})
+    config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file
+    config.vae.image_frames = 4  # of each clip, for the image autoencoder's own loss
+    config.text = text_tiny()
+    config.model = stdit_tiny(config.text)
+    config.flow = ConfigDict()
+    config.flow.sample_method = "logit-normal"
+    config.flow.base_size = 512  # pixels a side at which a single frame's times are not shifted
+    config.flow.position_size = 512  # pixels a side at which positions count whole patches
+    config.flow.shift = 1.0
+
+    config.schedule = ConfigDict()
+    config.schedule.lr = 1e-4
+    config.schedule.warmup_steps = 0
+    config.schedule.decay = "constant"
+    config.schedule.end = 0.0  # share of lr that a decay ends at
+
+    config.optim = ConfigDict()
+    config.optim.clip = 1.0
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-15
+    config.optim.weight_decay = 0.0
+    config.optim.freeze = ("y_embedder/y_embedding", "rope_freqs")
+    config.microbatches = 1  # slices of a batch whose gradients are added up
+    config.ema_decay = 0.99
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.sharding = ((".*kernel", (None, "fsdp")), (".*", ()))  # first match wins
+
+    config.checkpoint_every = 200  # steps
+    config.checkpoint = ConfigDict({"keep": 3, "keep_every": 0})
+    config.log = ConfigDict({"tensorboard": True, "wandb": ""})
+    config.preview = ConfigDict({"every": 0, "settings": {}})  # settings of generate.Sampler
+    config.watchdog_seconds = 1800.0  # a step, compilation included, that takes longer is a hang
+    return config
+
+
+def vae_tiny(channels=(8, 16, 32), filters=16) -> ConfigDict:
+    """The video VAE with small numbers: stride 4 in space and time, four latent channels."""
+    return ConfigDict(
+        {
+            "spatial": {"channels": channels, "layers_per_block": 1, "groups": 4},
+            "temporal": {
+                "filters": filters,
+                "channel_multipliers": (1, 1, 2),
+                "temporal_downsample": (True, True),
+                "num_res_blocks": 1,
+                "groups": 4,
+            },
+            "chunk_frames": 17,
+            "scaling_factor": 1.0,
+            "init_gain": 6**0.5,
+            "shift": (0.0,) * 4,
+            "scale": (1.0,) * 4,
+        }
+    )
+
+
+def vae_loss() -> ConfigDict:
+    """Weights of the terms of the VAE's objective, see `vidgen.tasks.Autoencoder.loss`."""
+    weights = {"image": 4.0, "latent": 1.0, "pixel": 0.0}
+    return ConfigDict(weights | {"image_kl": 1e-5, "kl": 1e-5, "statistics": 0.1})
+
+
+def text_tiny() -> ConfigDict:
+    """A small frozen T5 encoder of a fixed seed, on bytes."""
+    return ConfigDict(
+        {
+            "folder": "",  # of a T5 encoder and its tokenizer; empty: bytes and random weights
+            "max_tokens": 72,
+            "seed": 0,
+            "model": {
+                "vocab_size": 384,
+                "width": 64,
+                "head_width": 16,
+                "heads": 8,
+                "mlp_width": 128,
+                "depth": 1,
+                "neighbours": tuple(range(0, -8, -1)),  # heads see the letters before their own
+            },
+        }
+    )
+
+
+def stdit_tiny(text: ConfigDict, width=96, depth=3, heads=3) -> ConfigDict:
+    """STDiT3 with small numbers."""
+    return ConfigDict(
+        {
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": 4.0,
+            "patch": (2, 2),
+            "in_channels": 4,
+            "predict_sigma": True,
+            "text_width": text.model.get_ref("width"),
+            "text_tokens": text.get_ref("max_tokens"),
+            "remat": False,
+            "unroll": 1,
+        }
+    )

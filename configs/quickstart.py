@@ -1,0 +1,24 @@
+"""The STDiT of the quickstart: text to video on the embedded data set, on a CPU, in minutes.
+
+bash launch/quickstart.sh
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.base()
+    config.num_steps = 2500
+    config.data.path = "outputs/quickstart/latents"
+    config.data.buckets = {"32": {"17": (1.0, 32), "1": (1.0, 32)}}
+    config.vae.weights = "vidgen/assets/quickstart_vae.safetensors"
+    config.flow.base_size = 32
+    config.flow.position_size = 32
+    config.schedule.lr = 2e-3
+    config.schedule.warmup_steps = 50
+    config.schedule.decay = "cosine"
+    config.schedule.end = 0.02
+    config.optim.b2 = 0.99
+    config.ema_decay = 0.995
+    config.checkpoint_every = 500
+    return config
