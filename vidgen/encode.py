@@ -26,10 +26,6 @@ BATCH_CLIPS = 16  # encoded at once
 _FORMAT = 1  # raise it when equal inputs give other latents
 _FRAMES = 20  # purpose of random numbers
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment.")
-_SOURCE = flags.DEFINE_string("source", None, "Folder of video shards.")
-_OUT = flags.DEFINE_string("out", None, "Folder of latent shards to make.")
-
 
 def encode(config, source: str, out: str) -> dict:
     """Makes the latent shards `out` of the video shards `source`, and returns their meta.json.
@@ -144,16 +140,23 @@ def _encode_rows(reader, bucket, rows, encode_batch, tokenize, config) -> dict[i
     }
 
 
-def main(argv):
+def define_flags() -> None:
+    """Defines the command's flags; called once, so that others can import this module."""
+    config_flags.DEFINE_config_file("config", None, "File of the experiment.")
+    flags.DEFINE_string("source", None, "Folder of video shards.")
+    flags.DEFINE_string("out", None, "Folder of latent shards to make.")
+    flags.mark_flags_as_required(["config", "source", "out"])
+
+
+def main(argv) -> None:
     del argv
     runtime.end_on_error()
-    meta = encode(_CONFIG.value, _SOURCE.value, _OUT.value)
-    print(
-        f"{_OUT.value}: {meta['num_records']} clips in {len(meta['shards'])} shards; left out: "
-        f"{meta['left_out']}"
-    )
+    out = flags.FLAGS.out
+    meta = encode(flags.FLAGS.config, flags.FLAGS.source, out)
+    shards, left_out = len(meta["shards"]), meta["left_out"]
+    print(f"{out}: {meta['num_records']} clips in {shards} shards; left out: {left_out}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "source", "out"])
+    define_flags()
     command_line.run(main)

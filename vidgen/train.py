@@ -10,63 +10,27 @@ import functools
 import itertools
 import pathlib
 
-import flax
 import jax
-import jax.numpy as jnp
-import optax
 from absl import flags
 from ml_collections import config_flags
 
 from data_pipelines import loader as loader_lib
-from vidgen import checkpoint, command_line, data, encoders, metrics, optim, runtime, sharding
-from vidgen import tasks, workdir
+from vidgen import (
+    checkpoint,
+    command_line,
+    data,
+    encoders,
+    metrics,
+    runtime,
+    sharding,
+    tasks,
+    train_state,
+    workdir,
+)
 
 # What another start of the same run may set anew.
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "log", "mesh", "num_steps")
 MAY_CHANGE += ("preview", "sharding", "watchdog_seconds")
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and metrics.")
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that a step changes. `step` counts the updates that are done."""
-
-    step: jax.Array
-    params: dict
-    ema: dict
-    opt_state: optax.OptState
-
-
-def init_state(key, *, task, tx) -> TrainState:
-    """The state before the first step."""
-    params = task.init(key)
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
-
-
-def step_key(config, step, purpose: int):
-    """The random key of a step for one purpose: a function of (seed, step) alone."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), purpose)
-
-
-def train_step(state, frozen, batch, *, task, tx, config):
-    """One update. Pure: equal inputs give equal outputs, to the last bit."""
-    key = step_key(config, state.step, 0)
-    gradients = optim.accumulate(task.loss, config.microbatches)
-    grads, step_metrics = gradients(state.params, frozen, batch, key)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = optax.incremental_update(params, state.ema, 1 - config.ema_decay)
-    norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
-    return TrainState(state.step + 1, params, ema, opt_state), step_metrics | norms
-
-
-def make_optimizer(config) -> optax.GradientTransformation:
-    """The optimizer of a config."""
-    rate = optim.schedule(config.num_steps, **config.schedule.to_dict())
-    return optim.make_optimizer(rate, **config.optim.to_dict())
 
 
 def make_loader(config, task) -> loader_lib.Loader:
@@ -94,13 +58,13 @@ def train(config, folder) -> int:
     Raises:
         ValueError: If config, data and folder do not fit each other.
     """
-    task, tx = tasks.make_task(config), make_optimizer(config)
+    task, tx = tasks.make_task(config), train_state.make_optimizer(config)
     loader = make_loader(config, task)
     workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
     mesh = sharding.make_mesh(config.mesh.to_dict())
     watchdog = runtime.Watchdog(pathlib.Path(folder) / "stacks.txt")
     with jax.set_mesh(mesh):
-        init = functools.partial(init_state, task=task, tx=tx)
+        init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
@@ -111,11 +75,11 @@ def train(config, folder) -> int:
 
         def place(numbered):
             step, batch = numbered
-            arrays = data.to_global(batch, mesh)
-            return task.prepare(frozen, arrays, loader.bucket(step), step_key(config, step, 1))
+            key = train_state.step_key(config, step, 1)
+            return task.prepare(frozen, data.to_global(batch, mesh), loader.bucket(step), key)
 
         batches = data.Prefetch(zip(itertools.count(start), loader.iterate(start)), place)
-        update = functools.partial(train_step, task=task, tx=tx, config=config)
+        update = functools.partial(train_state.train_step, task=task, tx=tx, config=config)
         update = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
         log = metrics.Logger(folder, config.num_steps, start, **config.log.to_dict())
         stopped = False
@@ -139,12 +103,20 @@ def train(config, folder) -> int:
     return runtime.EXIT_PREEMPTED if stopped else 0
 
 
-def main(argv):
+def define_flags() -> None:
+    """Defines the command's flags; called once, so that others can import this module."""
+    config_flags.DEFINE_config_file("config", None, "File of the experiment.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv) -> int:
+    del argv
     runtime.start()
     runtime.end_on_error()
-    return train(_CONFIG.value, _WORKDIR.value)
+    return train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    define_flags()
     command_line.run(main)
