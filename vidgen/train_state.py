@@ -1,0 +1,48 @@
+"""One update of the train state: the pure function at the heart of the loop."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidgen import optim
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. `step` counts the updates that are done."""
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: optax.OptState
+
+
+def init_state(key, *, task, tx) -> TrainState:
+    """The state before the first step."""
+    params = task.init(key)
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
+
+
+def step_key(config, step, purpose: int):
+    """The random key of a step for one purpose: a function of (seed, step) alone."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), purpose)
+
+
+def train_step(state, frozen, batch, *, task, tx, config):
+    """One update. Pure: equal inputs give equal outputs, to the last bit."""
+    key = step_key(config, state.step, 0)
+    gradients = optim.accumulate(task.loss, config.microbatches)
+    grads, step_metrics = gradients(state.params, frozen, batch, key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1 - config.ema_decay)
+    norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+    return TrainState(state.step + 1, params, ema, opt_state), step_metrics | norms
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """The optimizer of a config."""
+    rate = optim.schedule(config.num_steps, **config.schedule.to_dict())
+    return optim.make_optimizer(rate, **config.optim.to_dict())
