@@ -96,7 +96,7 @@ def test_models_never_see_config_or_optimizer_and_the_mesh_only_by_hints(name):
 
 @pytest.mark.parametrize("name", sorted((PLATFORM | BASE) & set(modules())))
 def test_platform_modules_take_trees_and_not_models(name):
-    allowed = {"vidgen.sharding", "vidgen.digests", "vidgen.trackers"}
+    allowed = {f"vidgen.{name}" for name in ("sharding", "digests", "trackers", "weights")}
     if name in BASE:
         allowed = {"vidgen.models", "vidgen.sharding", *MODEL_BASE}
     assert all(t in allowed or t.startswith("data_pipelines") for t in ours(name)), ours(name)

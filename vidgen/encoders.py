@@ -123,7 +123,7 @@ class Encoders:
 
     def to_tokens(self, latent_Bthwc):
         """Patches [B, t, S, P] of latents, padded to the tokens of their resolution."""
-        return layers.patchify(latent_Bthwc, self.patch, self._budget(*latent_Bthwc.shape[2:4]))
+        return layers.patchify(latent_Bthwc, self.patch, self.budget(*latent_Bthwc.shape[2:4]))
 
     def grid(self, clips: int, latent_height: int, latent_width: int, pixel_size: tuple[int, int]):
         """What the model is told of the patches of clips of one size.
@@ -133,7 +133,7 @@ class Encoders:
             patch holds a cell of the latent and 0 in padding.
         """
         rows, columns = layers.patch_grid(latent_height, latent_width, self.patch)
-        budget = self._budget(latent_height, latent_width)
+        budget = self.budget(latent_height, latent_width)
         position_S2 = layers.patch_positions(rows, columns, pixel_size, self.position_size, budget)
         ones = np.ones((1, 1, latent_height, latent_width, self.latent_channels), np.float32)
         repeat = lambda x: jnp.repeat(jnp.asarray(x), clips, axis=0)
@@ -143,7 +143,8 @@ class Encoders:
             "real": repeat(self.to_tokens(ones)),
         }
 
-    def _budget(self, latent_height: int, latent_width: int) -> int:
+    def budget(self, latent_height: int, latent_width: int) -> int:
+        """Tokens that a latent frame of this size is padded to."""
         rows, columns = layers.patch_grid(latent_height, latent_width, self.patch)
         return self.budgets.get((rows, columns), _round_up(rows * columns))
 

@@ -111,7 +111,7 @@ def _vae_flops(num_frames, height, width, spatial, temporal, chunk_frames, *, de
     chunks, rest = divmod(num_frames, chunk_frames)
     per_chunk = _temporal_flops(chunk_frames, area, decode=decode, **temporal)
     last = _temporal_flops(rest, area, decode=decode, **temporal) if rest else 0.0
-    image = _spatial_flops(height, width, decode=decode, **spatial)
+    image = image_flops(height, width, decode=decode, **spatial)
     return num_frames * image + chunks * per_chunk + last
 
 
@@ -126,7 +126,7 @@ def _res_blocks(inputs, outputs, count, kernel_size, positions):
     return first + rest
 
 
-def _spatial_flops(
+def image_flops(
     height,
     width,
     *,
@@ -137,6 +137,7 @@ def _spatial_flops(
     image_channels=3,
     **_,
 ):
+    """FLOPs of one image through the image autoencoder's encoder, or its decoder."""
     positions = [(height >> level) * (width >> level) for level in range(len(channels))]
     low, wide = positions[-1], channels[-1]
     middle = _res_blocks(wide, wide, 2, 9, low) + _conv(wide, 4 * wide, 1, low)

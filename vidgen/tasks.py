@@ -8,6 +8,8 @@ A task offers
     shape;
     loss(params, frozen, batch, key) -> (scalar, metrics);
     tokens(batch) -> how many tokens (text-to-video) or pixels (VAE) a prepared batch holds;
+    forward_flops(bucket) -> floating-point operations of the loss for one clip;
+    example_batch(bucket, rng) -> a random batch as the loader gives it;
     preview(params, frozen, batch) -> {name: uint8 videos BTHWC}.
 The loop knows no other word about models.
 """
@@ -16,9 +18,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from vidgen import encoders, flow, generate
+from vidgen import encoders, flops, flow, generate
 from vidgen.models import stdit, vae
 
 
@@ -39,6 +42,7 @@ class Autoencoder:
 
     def __init__(self, config):
         self.graph, self.init = encoders.split(encoders.vae_maker(config))
+        self.config = config
         self.weights, self.image_frames = config.vae.loss.to_dict(), config.vae.image_frames
         self.loader_settings = {"tokenize": None, "text_tokens": config.text.max_tokens}
 
@@ -51,6 +55,21 @@ class Autoencoder:
     def tokens(self, batch):
         clips, frames, height, width, _ = batch["video"].shape
         return clips * frames * height * width
+
+    def forward_flops(self, bucket):
+        """Of both parts; the image autoencoder also encodes, without learning, every frame."""
+        model, size = self.config.vae.model.to_dict(), (bucket.height, bucket.width)
+        chosen = min(self.image_frames, bucket.num_frames)
+        image = lambda decode: flops.image_flops(*size, decode=decode, **model["spatial"])
+        encode = flops.vae_encode_flops(bucket.num_frames, *size, **model)
+        decode = flops.vae_decode_flops(bucket.num_frames, *size, **model)
+        if not self.weights["pixel"]:
+            decode -= bucket.num_frames * image(decode=True)
+        return chosen * (image(decode=False) + image(decode=True)) + encode + decode
+
+    def example_batch(self, bucket, rng):
+        shape = bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3
+        return {"video": rng.integers(0, 256, shape, np.uint8)}
 
     def loss(self, params, frozen, batch, key):
         """The two parts learn side by side, which is quicker than through each other.
@@ -117,8 +136,9 @@ class TextToVideo:
     """Trains an STDiT by rectified flow, on clips or on their latents and text features."""
 
     def __init__(self, config):
+        self.model_config = config.model.to_dict()
         dtype = encoders.compute_dtype(config)
-        make_model = functools.partial(stdit.STDiT, **config.model.to_dict(), dtype=dtype)
+        make_model = functools.partial(stdit.STDiT, **self.model_config, dtype=dtype)
         self.graph, self.init = encoders.split(make_model)
         self.encoders = encoders.Encoders(config)
         self.sample_method = config.flow.sample_method
@@ -167,6 +187,26 @@ class TextToVideo:
     def tokens(self, batch):
         clips, frames, tokens, _ = batch["tokens"].shape
         return clips * frames * tokens
+
+    def forward_flops(self, bucket):
+        t, h, w, _ = self.encoders.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+        shape = {"latent_frames": t, "tokens": self.encoders.budget(h, w)}
+        return sum(flops.stdit_forward_flops(**self.model_config, **shape).values())
+
+    def example_batch(self, bucket, rng):
+        """Of latents, so that no encoder is needed."""
+        clips, tokens = bucket.batch_size, self.model_config["text_tokens"]
+        t, h, w, c = self.encoders.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+        normal = lambda *shape: rng.normal(size=(clips, *shape)).astype(np.float32)
+        return {
+            "latent": normal(t, h, w, c),
+            "latent_std": np.zeros((clips, t, h, w, c), np.float32),
+            "text_emb": normal(tokens, self.model_config["text_width"]),
+            "text_mask": np.ones((clips, tokens), bool),
+            "mask": np.ones((clips, t), bool),
+            "drop_text": np.zeros(clips, bool),
+            "fps": np.full(clips, 24, np.float32),
+        }
 
     def loss(self, params, frozen, batch, key):
         model = nnx.merge(self.graph, params)

@@ -1,0 +1,127 @@
+"""Measures the training step of a config on this machine: time, tokens/s, model FLOP/s, memory.
+
+    python -m vidgen.bench --config=configs/quickstart.py
+
+Needs no data: batches are random, of each bucket's shape. Model FLOPs come from the analytic count
+of `vidgen.flops`, times three for training; beside it stands XLA's own count of the same forward
+pass, so that neither has to be believed.
+"""
+
+import functools
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from data_pipelines import buckets
+from vidgen import command_line, digests, encoders, runtime, tasks, train_state
+
+
+def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
+    """Times the training step of one bucket.
+
+    Args:
+        config: The experiment.
+        bucket: The shape of its batches.
+        repeats: Timed steps after the first, which compiles; the median counts.
+
+    Returns:
+        compile_seconds, step_seconds, tokens_per_second, model_flops (of a step, forward and
+        backward), model_flops_per_second, xla_share (XLA's count of the forward pass as a share of
+        ours) and, where the device tells, peak_bytes.
+    """
+    task, tx = tasks.make_task(config), train_state.make_optimizer(config)
+    example = task.example_batch(bucket, np.random.default_rng(0))
+    batch = task.prepare({}, jax.device_put(example), bucket, jax.random.key(0))
+    state = jax.jit(functools.partial(train_state.init_state, task=task, tx=tx))(jax.random.key(0))
+    update = functools.partial(train_state.train_step, task=task, tx=tx, config=config)
+    began = time.perf_counter()
+    update = jax.jit(update, donate_argnums=0).lower(state, {}, batch).compile()
+    compile_seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        state, step_metrics = update(state, {}, batch)
+        jax.block_until_ready((state, step_metrics))
+        seconds.append(time.perf_counter() - began)
+    step_seconds = statistics.median(seconds[1:])
+    forward = bucket.batch_size * task.forward_flops(bucket)
+    found = {
+        "compile_seconds": compile_seconds,
+        "step_seconds": step_seconds,
+        "tokens_per_second": task.tokens(batch) / step_seconds,
+        "model_flops": 3 * forward,
+        "model_flops_per_second": 3 * forward / step_seconds,
+        "xla_share": xla_forward_flops(config, bucket, batch) / forward,
+    }
+    memory = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in memory:
+        found["peak_bytes"] = memory["peak_bytes_in_use"]
+    return found
+
+
+def xla_forward_flops(config, bucket, batch) -> float:
+    """XLA's count of a forward pass, before its optimisations.
+
+    It counts the body of a loop once, so the blocks are unrolled for the count.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.unroll, config.model.remat = True, False
+    task = tasks.make_task(config)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    forward = lambda params, batch: task.loss(params, {}, batch, jax.random.key(0))[0]
+    return jax.jit(forward).lower(params, batch).cost_analysis()["flops"]
+
+
+def table(rows: list[dict]) -> str:
+    """The measurements as text."""
+    lines = [
+        f"{'bucket':>14} {'batch':>6} {'compile s':>10} {'step ms':>9} {'tokens/s':>11} "
+        f"{'GFLOP/step':>11} {'GFLOP/s':>9} {'XLA/ours':>9}"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['bucket']:>14} {row['batch_size']:>6} {row['compile_seconds']:>10.1f} "
+            f"{1e3 * row['step_seconds']:>9.1f} {row['tokens_per_second']:>11,.0f} "
+            f"{row['model_flops'] / 1e9:>11.2f} {row['model_flops_per_second'] / 1e9:>9.1f} "
+            f"{row['xla_share']:>9.3f}"
+        )
+    return "\n".join(lines)
+
+
+def define_flags() -> None:
+    """Defines the command's flags."""
+    config_flags.DEFINE_config_file("config", None, "File of the experiment.")
+    flags.DEFINE_integer("repeats", 5, "Timed steps of each bucket.", lower_bound=1)
+    flags.DEFINE_string("out", None, "JSON file for the measurements.")
+    flags.mark_flags_as_required(["config"])
+
+
+def main(argv) -> None:
+    del argv
+    config = flags.FLAGS.config
+    print(runtime.describe())
+    rows = []
+    for resolution, entries in encoders.bucket_table(config).items():
+        height, width = buckets.sizes(resolution)["1.00"]
+        for frames, (_, batch_size) in entries.items():
+            bucket = buckets.Bucket(resolution, frames, "1.00", height, width, batch_size)
+            name = {"bucket": f"{resolution} x {frames}", "batch_size": batch_size}
+            rows.append(name | measure(config, bucket, flags.FLAGS.repeats))
+    print(table(rows))
+    if flags.FLAGS.out:
+        found = {"machine": runtime.describe(), "rows": rows}
+        digests.write_atomically(
+            pathlib.Path(flags.FLAGS.out), json.dumps(found, indent=1).encode()
+        )
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)
