@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines import builder, shapes, video_io
 from tests import toy_runs
-from vidgen import evaluate
+from vidgen import evaluate, report
 
 WANTED = shapes.Attributes("circle", "red", "left", "slow", "small", "black")
 
@@ -109,3 +109,5 @@ def test_the_command_writes_results_videos_and_pictures(run, tmp_path):
         assert (tmp_path / "results_videos" / name).stat().st_size > 1000
     for name in (*evaluate.COLUMNS, "PSNR", "seconds"):
         assert name in done.stdout
+    page = report.write(tmp_path / "report.html", run=run, results=out).read_text("utf-8")
+    assert page.count("<video") == 3 * 3 + 3

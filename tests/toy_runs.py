@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from configs import tiny
-from vidgen import checkpoint, sharding, tasks, workdir
+from vidgen import checkpoint, sharding, tasks, weights, workdir
 
 
 def text_to_video(folder: pathlib.Path) -> pathlib.Path:
@@ -15,7 +15,7 @@ def text_to_video(folder: pathlib.Path) -> pathlib.Path:
     config = tiny.get_config()
     config.data.path = str(folder / "shards")  # there is none
     config.vae.weights = str(folder / "vae.safetensors")
-    checkpoint.save_safetensors(_params(tasks.Autoencoder(config), 0), config.vae.weights)
+    weights.save_safetensors(_params(tasks.Autoencoder(config), 0), config.vae.weights)
     task = tasks.make_task(config)
     run = folder / "run"
     workdir.guard(run, config, "none")

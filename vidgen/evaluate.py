@@ -26,7 +26,7 @@ import tqdm
 from absl import flags
 
 from data_pipelines import judge, records, shapes
-from vidgen import command_line, contact_sheet, digests, runs, sample
+from vidgen import command_line, contact_sheet, digests, machine, runs, sample
 
 COLUMNS = (*shapes.ATTRIBUTES, "all")  # "all": every attribute of a clip is right
 CHANCE = {name: 1 / len(values) for name, values in shapes.VALUES.items()}
@@ -123,6 +123,8 @@ class Evaluation:
             "videos": len(self.prompts),
             "raw_videos": self.raw_videos,
             "settings": self.settings | self.made_by | {"unseen_in_captions": self.captions},
+            "parameters": {"model": _count(self.params["ema"]), "vae": _count(self.frozen["vae"])},
+            "machine": machine.describe(),
         }
         out = pathlib.Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -286,6 +288,10 @@ def accuracies(seen: Sequence[dict], wanted: Sequence[shapes.Attributes]) -> dic
 
 def _shares(seen, wanted) -> dict[str, float]:
     return dict(zip(COLUMNS, hits(seen, wanted).mean(0).tolist(), strict=True))
+
+
+def _count(params) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def psnr(video_BTHWC: np.ndarray, other_BTHWC: np.ndarray) -> float:

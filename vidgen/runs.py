@@ -13,20 +13,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from data_pipelines import buckets
 from vidgen import checkpoint, runtime, tasks
+from vidgen import weights as weights_lib
 
 
 @contextlib.contextmanager
 def refusing(command: str) -> Iterator[None]:
     """Ends a command with one message, and runtime.EXIT_CONFIG, where its input is refused.
 
-    Also silences the libraries' notes from here on, among which a message would be lost.
+    Also silences the libraries' warnings from here on, among which a message would be lost, unless
+    the command was given a --verbosity.
     """
-    logging.set_verbosity(logging.ERROR)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.ERROR)
     try:
         yield
     except (ValueError, FileNotFoundError, checkpoint.DamagedError) as error:
@@ -117,7 +120,7 @@ def load_params(
             if not candidates:
                 raise
     expected = jax.eval_shape(task.init, jax.random.key(0))
-    checkpoint.check_tree(loaded, expected, name=f"{workdir}, step {chosen}")
+    weights_lib.check_tree(loaded, expected, name=f"{workdir}, step {chosen}")
     return jax.tree.map(jnp.asarray, loaded), chosen
 
 
