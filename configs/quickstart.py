@@ -21,4 +21,6 @@ def get_config():
     config.optim.b2 = 0.99
     config.ema_decay = 0.995
     config.checkpoint_every = 500
+    config.preview.settings = {"height": 32, "width": 32, "num_frames": 17, "fps": 12.0}
+    config.preview.settings.update({"steps": 30, "guidance": 4.0})  # of sample and evaluate too
     return config

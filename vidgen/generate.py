@@ -79,7 +79,7 @@ class Sampler:
                 fps=IMAGE_FPS if num_frames == 1 else fps,
                 steps=steps,
                 guidance=guidance,
-                on_step=functools.partial(on_step, len(part)),
+                on_step=lambda _: on_step(len(part)),
             )
             videos.append(np.asarray(video_BTHWC)[: len(part)])
         return np.concatenate(videos)
@@ -114,7 +114,7 @@ class Sampler:
         context |= {"fps_B": jnp.full(clips, fps, jnp.float32)}
         for i in range(steps):
             latent = self._step(params, latent, real, t_nB[i], t_nB[i + 1], context, guidance)
-            on_step()
+            on_step(jax.block_until_ready(latent))
         return self._finish(frozen, latent, shape_thwc, num_frames)
 
     @functools.partial(jax.jit, static_argnums=(0, 5, 6))
