@@ -1,6 +1,7 @@
 """From config to optimizer: schedule, clipping, AdamW, frozen parameters, gradient accumulation."""
 
 import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,13 @@ def schedule(
     """Returns the learning rate as a function of the update's number, counted from 0.
 
     The warm-up takes lr (k + 1) / (warmup_steps + 1) at update k, as the original does. Then the
-    rate
-    stays (`constant`), or falls along a cosine to `end` times lr at `num_steps` (`cosine`).
+    rate stays (`constant`), or falls along a cosine to `end` times lr at `num_steps` (`cosine`).
 
     Raises:
         ValueError: If `decay` is unknown.
     """
     if decay not in ("constant", "cosine"):
-        raise ValueError(f"optim.decay={decay!r} is unknown: use 'constant' or 'cosine'.")
+        raise ValueError(f"schedule.decay={decay!r} is unknown: use 'constant' or 'cosine'.")
 
     def rate(k):
         k = jnp.asarray(k, jnp.float32)
@@ -53,8 +53,7 @@ def make_optimizer(
         b1, b2, eps: Of Adam.
         weight_decay: Decoupled, on every trained parameter.
         freeze: Patterns of whole parameter paths ("y_embedder/.*") that keep their values and have
-        no
-            moments.
+            no moments.
 
     Raises:
         ValueError: On use, if a pattern matches no parameter.
@@ -87,6 +86,34 @@ def _labels(params, freeze):
             "paths such as 'y_embedder/.*'."
         )
     return labels
+
+
+def global_norm(tree, freeze):
+    """L2 norm of what is not frozen: of a gradient, that which the clip sees."""
+    is_frozen = lambda path: any(re.fullmatch(p, sharding.path_name(path)) for p in freeze)
+    return optax.global_norm(
+        [x for path, x in jax.tree.leaves_with_path(tree) if not is_frozen(path)]
+    )
+
+
+def check_batches(batch_sizes: Mapping[str, int], microbatches: int) -> None:
+    """Refuses batches that do not divide into microbatches.
+
+    Args:
+        batch_sizes: Clips of a batch by the name of its bucket.
+        microbatches: Into how many slices each is cut.
+
+    Raises:
+        ValueError: Lists all that do not divide.
+    """
+    if microbatches < 1:
+        raise ValueError(f"microbatches={microbatches}: use 1 or more.")
+    odd = [f"{name} ({size})" for name, size in batch_sizes.items() if size % microbatches]
+    if odd:
+        raise ValueError(
+            f"microbatches={microbatches} does not divide the batch sizes of data.buckets "
+            f"{', '.join(odd)}: make each a multiple of {microbatches}."
+        )
 
 
 def accumulate(loss, microbatches: int):

@@ -38,7 +38,8 @@ def train_step(state, frozen, batch, *, task, tx, config):
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - config.ema_decay)
-    norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+    grad_norm = optim.global_norm(grads, config.optim.freeze)
+    norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
     return TrainState(state.step + 1, params, ema, opt_state), step_metrics | norms
 
 

@@ -1,0 +1,119 @@
+"""Schedules, freezing and accumulation do what the config says, to the reference's numbers."""
+
+import golden_utils
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vidgen import optim
+
+SCHEDULES = golden_utils.load_case("lr_schedules").data["schedules"]
+WARM_UPS = [s for s in SCHEDULES if s["kind"] == "linear_warmup"]
+
+
+@pytest.mark.parametrize("expected", WARM_UPS, ids=lambda s: f"warmup{s['warmup_steps']}")
+def test_warm_up_equals_the_reference(expected):
+    rate = optim.schedule(100, lr=expected["base_lr"], warmup_steps=expected["warmup_steps"])
+    got = [rate(k) for k in range(len(expected["lr_at_step"]))]
+    np.testing.assert_allclose(got, expected["lr_at_step"], rtol=1e-6)  # float32
+
+
+def test_a_cosine_falls_from_the_warm_up_to_its_end():
+    rate = optim.schedule(30, lr=2.0, warmup_steps=10, decay="cosine", end=0.1)
+    np.testing.assert_allclose(rate(9), 2.0 * 10 / 11, rtol=1e-6)
+    np.testing.assert_allclose(rate(10), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(rate(20), 2.0 * (0.1 + 0.9 * 0.5), rtol=1e-6)  # half of the way
+    np.testing.assert_allclose(rate(jnp.array([30, 40, 10**6])), 0.2, rtol=1e-6)
+    falling = np.diff([float(rate(k)) for k in range(10, 31)])
+    assert (falling < 0).all()
+
+
+def test_an_unknown_decay_is_refused():
+    with pytest.raises(ValueError, match="schedule.decay='linear' is unknown: use 'constant' or"):
+        optim.schedule(10, lr=1.0, decay="linear")
+
+
+PARAMS = {
+    "block": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)},
+    "table": jnp.full((4,), 2.0),
+}
+
+
+def update(tx, params, steps=3):
+    state = tx.init(params)
+    for k in range(steps):
+        grads = jax.tree.map(lambda x, k=k: jnp.sin(x + k) + 2, params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def test_what_is_frozen_keeps_its_value_and_has_no_moments():
+    tx = optim.make_optimizer(0.1, weight_decay=0.1, freeze=("block/bias", "tab.*"))
+    params, state = update(tx, PARAMS)
+    np.testing.assert_array_equal(params["block"]["bias"], PARAMS["block"]["bias"])
+    np.testing.assert_array_equal(params["table"], PARAMS["table"])
+    assert not np.allclose(params["block"]["kernel"], PARAMS["block"]["kernel"])
+    moments = [x.shape for x in jax.tree.leaves(state) if x.ndim]
+    assert moments == [(2, 3), (2, 3)]  # mu and nu of the kernel
+
+
+def test_a_frozen_gradient_does_not_count_in_the_clip():
+    def first_update(grads, freeze):
+        tx = optim.make_optimizer(0.1, clip=1.0, eps=1.0, freeze=freeze)
+        params = jax.tree.map(jnp.ones_like, grads)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    grads = {"kernel": jnp.full(3, 0.1), "table": jnp.full(2, 1e4)}
+    updates = first_update(grads, ("table",))
+    alone = first_update({"kernel": grads["kernel"]}, ())
+    np.testing.assert_array_equal(updates["kernel"], alone["kernel"])
+    np.testing.assert_allclose(optim.global_norm(grads, ("table",)), 0.1 * 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(optim.global_norm(grads, ()), optax.global_norm(grads), rtol=1e-6)
+
+
+def test_a_pattern_that_matches_no_whole_path_is_refused():
+    for pattern in ("bias", "block/bia", "blok/.*"):
+        with pytest.raises(ValueError, match=rf"optim.freeze holds \['{pattern}'\], which match"):
+            optim.make_optimizer(0.1, freeze=(pattern, "table")).init(PARAMS)
+
+
+def loss(params, frozen, batch, key):
+    prediction = batch["x"] @ params["kernel"] * frozen["scale"]
+    error_B = jnp.square(prediction - batch["y"]).mean(-1)
+    return error_B.mean(), {"largest": jnp.abs(params["kernel"]).max(), "error": error_B.mean()}
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 6])
+def test_slices_give_the_gradient_of_the_whole_batch(microbatches):
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(6, 2)), "y": rng.normal(size=(6, 3))}
+    batch = jax.tree.map(jnp.asarray, batch)
+    params, frozen = {"kernel": jnp.asarray(rng.normal(size=(2, 3)))}, {"scale": jnp.array(2.0)}
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, None)
+    key = jax.random.key(0)
+    got, got_metrics = jax.jit(optim.accumulate(loss, microbatches))(params, frozen, batch, key)
+    np.testing.assert_allclose(got["kernel"], grads["kernel"], rtol=1e-5)  # other order of sums
+    assert got_metrics.keys() == metrics.keys() | {"loss"}
+    for name, expected in (metrics | {"loss": value}).items():
+        np.testing.assert_allclose(got_metrics[name], expected, rtol=1e-5, err_msg=name)
+
+
+def test_each_slice_draws_noise_of_its_own():
+    def noisy(params, frozen, batch, key):
+        return params * jax.random.normal(key), {"noise": jax.random.normal(key)}
+
+    draw = optim.accumulate(noisy, 4)
+    grad, metrics = draw(jnp.array(1.0), {}, {"x": jnp.zeros(4)}, jax.random.key(3))
+    expected = np.mean([jax.random.normal(k) for k in jax.random.split(jax.random.key(3), 4)])
+    np.testing.assert_allclose([grad, metrics["noise"]], expected, rtol=1e-6)
+
+
+def test_batches_that_do_not_divide_into_slices_are_refused_together():
+    optim.check_batches({"32/17": 4, "32/1": 8}, 4)
+    with pytest.raises(ValueError, match=r"microbatches=3 .* 32/17 \(4\), 32/1 \(8\).* multiple"):
+        optim.check_batches({"32/17": 4, "64/17": 3, "32/1": 8}, 3)
+    with pytest.raises(ValueError, match="microbatches=0"):
+        optim.check_batches({"32/17": 4}, 0)
