@@ -43,6 +43,19 @@ def params(state_dict) -> dict:
     return tree
 
 
+def value(tree, name: str):
+    """The array of our tree that the reference calls `name`, in the reference's layout."""
+    *parents, leaf = golden_utils.rename(name, _RULES).split(".")
+    for key in parents:
+        tree = tree[key]
+    found = np.asarray(tree[leaf])
+    if "blocks." in name:
+        found = found[int(re.search(r"blocks\.(\d+)\.", name).group(1))]
+    if name == "x_embedder.proj.weight":
+        return found.reshape(*PATCH, -1, found.shape[-1]).transpose(3, 2, 0, 1)[:, :, None]
+    return found.T if leaf == "kernel" else found
+
+
 def make_model(config, state_dict):
     """(graph, params) of a golden config."""
     model = stdit.STDiT(
