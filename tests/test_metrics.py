@@ -37,6 +37,16 @@ def test_values_are_fetched_one_step_late(tmp_path):
     ]
 
 
+def test_a_flush_reports_the_step_before_a_checkpoint_of_it(tmp_path):
+    log = run(tmp_path, [1, 2])
+    log.flush()
+    log.flush()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    log.step(3, {"loss": jnp.float32(0)})
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
 def test_a_resumed_run_reports_the_same_steps(tmp_path):
     run(tmp_path / "a", range(1, 7)).close()
     run(tmp_path / "b", range(1, 6))  # killed: not closed

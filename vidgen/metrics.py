@@ -133,6 +133,14 @@ class Logger:
         if self._active:
             self._progress.note(text)
 
+    def flush(self) -> None:
+        """Waits for the last step and reports it.
+
+        Comes before a checkpoint: a run that goes on from one does not report the steps before it.
+        """
+        if self._active:
+            self._flush(clean=True)
+
     def close(self) -> None:
         """Reports the last step and ends the trackers."""
         if not self._active:
