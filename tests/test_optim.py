@@ -112,8 +112,9 @@ def test_each_slice_draws_noise_of_its_own():
 
 
 def test_batches_that_do_not_divide_into_slices_are_refused_together():
-    optim.check_batches({"32/17": 4, "32/1": 8}, 4)
-    with pytest.raises(ValueError, match=r"microbatches=3 .* 32/17 \(4\), 32/1 \(8\).* multiple"):
-        optim.check_batches({"32/17": 4, "64/17": 3, "32/1": 8}, 3)
+    table = {"32": {17: (1.0, 4), 1: (1.0, 8)}, "64": {17: ((0.5, 0.2), 3), 1: (0.0, None)}}
+    with pytest.raises(ValueError, match=r"microbatches=3 .* 32.17 \(4\), 32.1 \(8\): make each a"):
+        optim.check_batches(table, 3)
+    optim.check_batches({"32": table["32"]}, 4)
     with pytest.raises(ValueError, match="microbatches=0"):
-        optim.check_batches({"32/17": 4}, 0)
+        optim.check_batches(table, 0)

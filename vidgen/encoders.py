@@ -45,10 +45,31 @@ def vae_maker(config):
     return functools.partial(vae.VideoVAE, **model, dtype=compute_dtype(config))
 
 
+def vae_strides(config) -> dict[str, int]:
+    """`chunk_frames`, `time_stride` and `spatial_stride` of the config's VAE."""
+    module = nnx.eval_shape(lambda: vae_maker(config)(rngs=nnx.Rngs(0)))
+    return {
+        name: getattr(module, name) for name in ("chunk_frames", "time_stride", "spatial_stride")
+    }
+
+
 def bucket_table(config) -> dict[str, dict[int, tuple]]:
-    """The config's buckets as the loader takes them; a config's keys are strings."""
-    table = config.data.buckets.to_dict()
-    return {k: {int(n): entry for n, entry in v.items()} for k, v in table.items()}
+    """The config's buckets as the loader takes them; a config's keys are strings.
+
+    Raises:
+        ValueError: If a bucket's frames do not fit the VAE.
+    """
+    strides, table = vae_strides(config), {}
+    for resolution, entries in config.data.buckets.to_dict().items():
+        table[resolution] = {buckets.parse_num_frames(n): entry for n, entry in entries.items()}
+        for num_frames in table[resolution]:
+            vae.check_frames(
+                num_frames,
+                chunk_frames=strides["chunk_frames"],
+                time_stride=strides["time_stride"],
+                name=f"data.buckets.{resolution}: frames",
+            )
+    return table
 
 
 class Encoders:
@@ -59,13 +80,8 @@ class Encoders:
         self.vae_graph, self._init_vae = split(vae_maker(config))
         self.patch = tuple(config.model.patch)
         self.position_size = config.flow.position_size
-        module = nnx.eval_shape(lambda: vae_maker(config)(rngs=nnx.Rngs(0)))
-        self.strides = {
-            "chunk_frames": config.vae.model.chunk_frames,
-            "time_stride": module.time_stride,
-            "spatial_stride": module.spatial_stride,
-        }
-        self.latent_channels = module.shift.shape[0]
+        self.strides = vae_strides(config)
+        self.latent_channels = len(config.vae.model.shift)
         self.tokenize = tokenizer.make_tokenize(config.text.folder or None, config.text.max_tokens)
         self.budgets = self._token_budgets(config.data.buckets)
 

@@ -96,19 +96,24 @@ def global_norm(tree, freeze):
     )
 
 
-def check_batches(batch_sizes: Mapping[str, int], microbatches: int) -> None:
+def check_batches(table: Mapping[str, Mapping[int, tuple]], microbatches: int) -> None:
     """Refuses batches that do not divide into microbatches.
 
     Args:
-        batch_sizes: Clips of a batch by the name of its bucket.
-        microbatches: Into how many slices each is cut.
+        table: The buckets, {resolution: {frames: (keep, batch_size)}}.
+        microbatches: Into how many slices each batch is cut.
 
     Raises:
         ValueError: Lists all that do not divide.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches={microbatches}: use 1 or more.")
-    odd = [f"{name} ({size})" for name, size in batch_sizes.items() if size % microbatches]
+    odd = [
+        f"{resolution}.{frames} ({size})"
+        for resolution, entries in table.items()
+        for frames, (_, size) in entries.items()
+        if size and size % microbatches
+    ]
     if odd:
         raise ValueError(
             f"microbatches={microbatches} does not divide the batch sizes of data.buckets "

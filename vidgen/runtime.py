@@ -216,6 +216,20 @@ class Watchdog:
         os._exit(EXIT_HANG)
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """For the start of a command: input that is refused there ends it with EXIT_CONFIG.
+
+    With `end_on_error`, the message then stands alone: it says what was found and what is needed.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not hasattr(error, "exit_code"):
+            error.exit_code = EXIT_CONFIG
+        raise
+
+
 def end_on_error() -> None:
     """Makes an uncaught error end the process at once, with the error's own exit code.
 

@@ -1,6 +1,7 @@
 """What a training step means: between models, which are modules, and the loop, which knows trees.
 
 A task offers
+    kinds: the kinds of data sets that it can learn from;
     loader_settings: arguments of the loader that follow from the models;
     init(key) -> params, the tree that is trained;
     load_frozen() -> frozen, the trees that are only used (VAE, text encoder);
@@ -39,6 +40,8 @@ def make_task(config):
 
 class Autoencoder:
     """Trains the video VAE on clips (spec section 2.4)."""
+
+    kinds = ("video",)
 
     def __init__(self, config):
         self.graph, self.init = encoders.split(encoders.vae_maker(config))
@@ -134,6 +137,8 @@ def _statistics_distance(model, mean_Bthwc):
 
 class TextToVideo:
     """Trains an STDiT by rectified flow, on clips or on their latents and text features."""
+
+    kinds = ("video", "latent")
 
     def __init__(self, config):
         self.model_config = config.model.to_dict()

@@ -21,6 +21,7 @@ from vidgen import (
     data,
     encoders,
     metrics,
+    optim,
     runtime,
     sharding,
     tasks,
@@ -34,10 +35,16 @@ MAY_CHANGE += ("preview", "sharding", "watchdog_seconds")
 
 
 def make_loader(config, task) -> loader_lib.Loader:
-    """The loader of a config, for this process's part of every batch."""
-    return loader_lib.Loader(
+    """The loader of a config, for this process's part of every batch.
+
+    Raises:
+        ValueError: If the data are not there, or do not fit the config.
+    """
+    table = encoders.bucket_table(config)
+    optim.check_batches(table, config.microbatches)
+    loader = loader_lib.Loader(
         config.data.path,
-        buckets=encoders.bucket_table(config),
+        buckets=table,
         seed=config.seed,
         frame_interval=config.data.frame_interval,
         mask_ratios=config.data.mask_ratios.to_dict(),
@@ -47,6 +54,13 @@ def make_loader(config, task) -> loader_lib.Loader:
         process_count=jax.process_count(),
         **task.loader_settings,
     )
+    if loader.kind not in task.kinds:
+        raise ValueError(
+            f"data.path={config.data.path} holds {loader.kind} shards, and task={config.task!r} "
+            f"learns from {' or '.join(task.kinds)} shards: give the --out folder of "
+            "data_pipelines.pipeline."
+        )
+    return loader
 
 
 def train(config, folder) -> int:
@@ -56,22 +70,23 @@ def train(config, folder) -> int:
         The process's exit code: 0, or `runtime.EXIT_PREEMPTED` when it was asked to stop.
 
     Raises:
-        ValueError: If config, data and folder do not fit each other.
+        ValueError: If config, data and folder do not fit each other; nothing is written then.
     """
-    task, tx = tasks.make_task(config), train_state.make_optimizer(config)
-    loader = make_loader(config, task)
-    workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
-    mesh = sharding.make_mesh(config.mesh.to_dict())
-    watchdog = runtime.Watchdog(pathlib.Path(folder) / "stacks.txt")
-    with jax.set_mesh(mesh):
+    with runtime.refusing():
+        task, tx = tasks.make_task(config), train_state.make_optimizer(config)
+        loader, frozen = make_loader(config, task), task.load_frozen()
+        mesh = sharding.make_mesh(config.mesh.to_dict())
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
+        workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
         restored = ckpt.restore(sharding.placed(abstract, places))
+    watchdog = runtime.Watchdog(pathlib.Path(folder) / "stacks.txt")
+    with jax.set_mesh(mesh):
         fresh = jax.jit(init, out_shardings=places)
         state = restored[0] if restored else fresh(jax.random.key(config.seed))
-        frozen, start = task.load_frozen(), int(state.step)
+        start = int(state.step)
 
         def place(numbered):
             step, batch = numbered
@@ -91,6 +106,7 @@ def train(config, folder) -> int:
             ckpt.check()
             stopped = runtime.should_stop()
             if step % config.checkpoint_every == 0 or step == config.num_steps or stopped:
+                log.flush()
                 ckpt.save(step, state, {"position": step, "fingerprint": loader.fingerprint})
             if config.preview.every and step % config.preview.every == 0:
                 for name, videos in task.preview(state.ema, frozen, batch).items():
@@ -112,8 +128,8 @@ def define_flags() -> None:
 
 def main(argv) -> int:
     del argv
-    runtime.start()
     runtime.end_on_error()
+    runtime.start()
     return train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
