@@ -15,11 +15,11 @@ def text_to_video(folder: pathlib.Path) -> pathlib.Path:
     config = tiny.get_config()
     config.data.path = str(folder / "shards")  # there is none
     config.vae.weights = str(folder / "vae.safetensors")
-    weights.save_safetensors(_params(tasks.Autoencoder(config), 0), config.vae.weights)
+    weights.save_safetensors(random_params(tasks.Autoencoder(config), 0), config.vae.weights)
     task = tasks.make_task(config)
     run = folder / "run"
     workdir.guard(run, config, "none")
-    _save(run, {2: _params(task, 1), 4: _params(task, 2)})
+    _save(run, {2: random_params(task, 1), 4: random_params(task, 2)})
     return run
 
 
@@ -28,11 +28,11 @@ def autoencoder(folder: pathlib.Path) -> pathlib.Path:
     config = tiny.get_config()
     config.task = "autoencoder"
     workdir.guard(folder, config, "none")
-    _save(folder, {2: _params(tasks.make_task(config), 0)})
+    _save(folder, {2: random_params(tasks.make_task(config), 0)})
     return folder
 
 
-def _params(task, seed):
+def random_params(task, seed):
     """Random weights, quicker than `task.init`, which compiles."""
     rng = np.random.default_rng(seed)
 

@@ -1,0 +1,168 @@
+"""Training and encoding as commands at toy size: data, settings, and what a run leaves behind.
+
+The commands are `tests.hooked`, which is the project's own command with hooks of the environment.
+All of them share a cache of compiled programs, because compiling takes longer than all their steps.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from configs import tiny
+from data_pipelines import pipeline, shapes
+from tests import processes, toy_runs
+from vidgen import tasks, weights
+
+# A video VAE of few layers: its program has half the size, and compiles in a third of the time.
+VAE = {
+    "spatial.channels": (4, 4),
+    "spatial.layers_per_block": 0,
+    "temporal.filters": 4,
+    "temporal.channel_multipliers": (1, 1),
+    "temporal.temporal_downsample": (True,),
+    "temporal.num_res_blocks": 0,
+}
+STEPS = 6  # of configs/tiny.py
+TINY = [f"--config={processes.ROOT}/configs/tiny.py", "--config.log.tensorboard=False"]
+TINY += [f"--config.vae.model.{name}={value}" for name, value in VAE.items()]
+
+
+def data(folder: pathlib.Path) -> pathlib.Path:
+    """Shards of 24 clips and 12 images in `folder/shards`."""
+    source = shapes.write(folder / "clips", clips=24, images=12, seed=0)
+    pipeline.ingest(source, folder / "shards", num_workers=1)
+    return folder / "shards"
+
+
+def vae(folder: pathlib.Path) -> pathlib.Path:
+    """Random weights of the video VAE."""
+    config = tiny.get_config()
+    config.vae.model.update_from_flattened_dict(VAE)
+    params = toy_runs.random_params(tasks.Autoencoder(config), 0)
+    weights.save_safetensors(params, folder / "vae.safetensors")
+    return folder / "vae.safetensors"
+
+
+def autoencoder(shards, workdir, *more) -> list[str]:
+    """The command that trains the VAE."""
+    flags = ["--config.task=autoencoder", "--config.optim.freeze=()", f"--workdir={workdir}"]
+    return ["train", *TINY, *flags, f"--config.data.path={shards}", *more]
+
+
+def text_to_video(shards, workdir, vae, *more) -> list[str]:
+    """The command that trains the STDiT."""
+    flags = [f"--workdir={workdir}", f"--config.vae.weights={vae}"]
+    return ["train", *TINY, *flags, f"--config.data.path={shards}", *more]
+
+
+def encode(shards, out, vae, *more) -> list[str]:
+    """The command that makes latents."""
+    return [
+        "encode",
+        *TINY,
+        f"--source={shards}",
+        f"--out={out}",
+        f"--config.vae.weights={vae}",
+        *more,
+    ]
+
+
+def start(command: list[str], **hooks: str) -> subprocess.Popen:
+    """Starts a command on one CPU device and one thread, in a process group of its own."""
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        "JAX_COMPILATION_CACHE_DIR": str(processes.ROOT / ".pytest_cache" / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **hooks,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.hooked", *command],
+        cwd=processes.ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(command: list[str], expect: int = 0, **hooks: str) -> str:
+    """Runs a command to its end, which has to be `expect`; returns what it wrote to stderr."""
+    process = start(command, **hooks)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == expect, err
+    return err
+
+
+def kill(process: subprocess.Popen, when, number: int = signal.SIGKILL) -> tuple[int, str]:
+    """Sends a signal as soon as `when()` is true; returns (exit code, stderr)."""
+    while not when() and process.poll() is None:
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a .jsonl file; none where there is no file."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def is_saving(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is half written."""
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint by name: params, ema and opt_state."""
+    folder = workdir / "checkpoints" / str(saved_steps(workdir)[-1])
+    arrays = {}
+    for item in ("params", "ema", "opt_state"):
+        with ocp.StandardCheckpointer() as reader:
+            tree = reader.restore(folder / item)
+        arrays |= {f"{item}/{name}": np.asarray(x) for name, x in named(tree)}
+    return arrays
+
+
+def named(tree, prefix=""):
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in pairs:
+        if isinstance(value, dict | list | tuple):
+            yield from named(value, f"{prefix}{key}/")
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Both runs ended with the same bits, and reported the same steps with the same numbers."""
+    first, second = final_state(one), final_state(other)
+    assert saved_steps(one)[-1] == saved_steps(other)[-1]
+    assert first.keys() == second.keys() and len(first) > 30
+    for name, array in first.items():
+        assert array.dtype == second[name].dtype, name
+        assert array.tobytes() == second[name].tobytes(), name
+    assert reported(one) == reported(other)
+
+
+def reported(workdir: pathlib.Path) -> list[dict]:
+    """What metrics.jsonl says of each step, without times and rates."""
+    timing = ("time", "step_seconds", "tokens_per_second")
+    lines_ = lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines_]
