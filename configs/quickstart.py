@@ -12,6 +12,7 @@ def get_config():
     config.data.path = "outputs/quickstart/latents"
     config.data.buckets = {"32": {"17": (1.0, 32), "1": (1.0, 32)}}
     config.vae.weights = "vidgen/assets/quickstart_vae.safetensors"
+    config.model.unroll = 3  # all of it: a quarter less time on a CPU
     config.flow.base_size = 32
     config.flow.position_size = 32
     config.schedule.lr = 2e-3
