@@ -24,7 +24,7 @@ from vidgen import command_line, encoders, runtime
 SHARD_CLIPS = 512
 BATCH_CLIPS = 16  # encoded at once
 _FORMAT = 1  # raise it when equal inputs give other latents
-_FRAMES = 20  # purpose of random numbers
+FRAMES_PURPOSE = 20  # of random numbers: which frames
 
 
 def encode(config, source: str, out: str) -> dict:
@@ -112,7 +112,7 @@ def _make_shard(reader, assigned, encode_batch, tokenize, config, number: int):
 
 def _encode_rows(reader, bucket, rows, encode_batch, tokenize, config) -> dict[int, dict]:
     clips = [reader[row] for row in rows]
-    rng = lambda row: np.random.default_rng((config.seed, row, _FRAMES))
+    rng = lambda row: np.random.default_rng((config.seed, row, FRAMES_PURPOSE))
     interval = config.data.frame_interval
     videos = [
         loader.read_video(clip, bucket, interval, rng(row))
@@ -152,7 +152,8 @@ def main(argv) -> None:
     del argv
     runtime.end_on_error()
     out = flags.FLAGS.out
-    meta = encode(flags.FLAGS.config, flags.FLAGS.source, out)
+    with runtime.refusing():
+        meta = encode(flags.FLAGS.config, flags.FLAGS.source, out)
     shards, left_out = len(meta["shards"]), meta["left_out"]
     print(f"{out}: {meta['num_records']} clips in {shards} shards; left out: {left_out}")
 
