@@ -40,6 +40,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
             if values[name].value is not None:
                 _ = values[name].value.keys()  # a file that could not be read shows itself here
         return rest
+    except SystemExit as error:  # the help flags end with 1
+        raise SystemExit(0) from error
     except (AttributeError, KeyError) as error:
         message = unknown_fields(argv, values) or str(error)
     except flags.Error as error:

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
-from vidgen import digests
+from vidgen import command_line, digests
 
 FOLDER = pathlib.Path("outputs/quickstart")  # configs/quickstart.py reads its data there
 
@@ -99,4 +99,4 @@ def main(argv) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    command_line.run(main)
