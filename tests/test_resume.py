@@ -11,8 +11,7 @@ from data_pipelines import loader
 from tests import toy_training as toy
 from vidgen import runtime
 
-STEPS = 8
-MORE = [f"--config.num_steps={STEPS}", "--config.schedule.decay=constant"]
+STEPS = toy.STEPS
 SLOW_SEEDS = 10
 
 
@@ -42,8 +41,8 @@ def latents(root, shards, vae):
 def commands(shards, latents, vae):
     """{task: workdir -> command}."""
     return {
-        "autoencoder": lambda workdir: toy.autoencoder(shards, workdir, *MORE),
-        "text_to_video": lambda workdir: toy.text_to_video(latents, workdir, vae, *MORE),
+        "autoencoder": lambda workdir: toy.autoencoder(shards, workdir),
+        "text_to_video": lambda workdir: toy.text_to_video(latents, workdir, vae),
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny
-from data_pipelines import pipeline, shapes
+from data_pipelines import builder, pipeline, shapes
 from tests import processes, toy_runs
 from vidgen import tasks, weights
 
@@ -29,8 +29,9 @@ VAE = {
     "temporal.temporal_downsample": (True,),
     "temporal.num_res_blocks": 0,
 }
-STEPS = 6  # of configs/tiny.py
+STEPS = 8
 TINY = [f"--config={processes.ROOT}/configs/tiny.py", "--config.log.tensorboard=False"]
+TINY += [f"--config.num_steps={STEPS}", "--config.schedule.decay=constant"]
 TINY += [f"--config.vae.model.{name}={value}" for name, value in VAE.items()]
 
 
@@ -39,6 +40,24 @@ def data(folder: pathlib.Path) -> pathlib.Path:
     source = shapes.write(folder / "clips", clips=24, images=12, seed=0)
     pipeline.ingest(source, folder / "shards", num_workers=1)
     return folder / "shards"
+
+
+def random_latents(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """Shards of 12 latents that no VAE made, in `folder`: 9 videos and 3 images of 32 x 32."""
+
+    def make(row):
+        rng = np.random.default_rng((seed, row))
+        num_frames, t = (17, 9) if row % 4 else (1, 1)
+        record = {"id": f"clip{row}", "text": f"text {row}", "fps": 12.0 if row % 4 else 120.0}
+        record |= {"num_frames": num_frames, "height": 32, "width": 32}
+        record |= {"resolution": "32", "aspect": "1.00"}
+        record["latent"] = rng.normal(size=(t, 16, 16, 4)).astype(np.float16)
+        record["latent_std"] = np.full((t, 16, 16, 4), 0.1, np.float16)
+        record["text_emb"] = rng.normal(size=(3 + row, 64)).astype(np.float16)
+        return record
+
+    builder.write_shards(folder, "latent", 1, lambda shard: map(make, range(12)), key=f"{seed}")
+    return folder
 
 
 def vae(folder: pathlib.Path) -> pathlib.Path:

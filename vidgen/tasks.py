@@ -16,6 +16,7 @@ The loop knows no other word about models.
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -150,12 +151,29 @@ class TextToVideo:
         self.shift = {"base_size": config.flow.base_size, "scale": config.flow.shift}
         self.sampler = generate.Sampler(self.graph, self.encoders, **self.shift)
         self.preview_settings = config.preview.settings.to_dict()
+        if config.preview.every:
+            self._check_preview()
         self.loader_settings = {
             "tokenize": self.encoders.tokenize,
             "text_tokens": config.text.max_tokens,
             "time_stride": self.encoders.strides["time_stride"],
             "chunk_frames": self.encoders.strides["chunk_frames"],
         }
+
+    def _check_preview(self):
+        """Refuses at the start what could not be drawn at the first preview."""
+        try:
+            bound = inspect.signature(self.sampler.__call__).bind(
+                None, None, **self.preview_settings
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"preview.settings do not fit generate.Sampler ({error}): give prompts, height, "
+                "width, num_frames and, if need be, its other settings."
+            ) from error
+        bound.apply_defaults()
+        names = ("prompts", "height", "width", "num_frames", "steps")
+        self.sampler.check(**{name: bound.arguments[name] for name in names})
 
     def load_frozen(self):
         return self.encoders.load()

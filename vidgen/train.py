@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_pipelines import loader as loader_lib
+from data_pipelines import records
 from vidgen import (
     checkpoint,
     command_line,
@@ -42,7 +43,14 @@ def make_loader(config, task) -> loader_lib.Loader:
     """
     table = encoders.bucket_table(config)
     optim.check_batches(table, config.microbatches)
-    loader = loader_lib.Loader(
+    kind = records.Reader(config.data.path).kind
+    if kind not in task.kinds:
+        raise ValueError(
+            f"data.path={config.data.path} holds {kind} shards, and task={config.task!r} learns "
+            f"from {' or '.join(task.kinds)} shards: give the --out folder of "
+            "data_pipelines.pipeline."
+        )
+    return loader_lib.Loader(
         config.data.path,
         buckets=table,
         seed=config.seed,
@@ -54,13 +62,6 @@ def make_loader(config, task) -> loader_lib.Loader:
         process_count=jax.process_count(),
         **task.loader_settings,
     )
-    if loader.kind not in task.kinds:
-        raise ValueError(
-            f"data.path={config.data.path} holds {loader.kind} shards, and task={config.task!r} "
-            f"learns from {' or '.join(task.kinds)} shards: give the --out folder of "
-            "data_pipelines.pipeline."
-        )
-    return loader
 
 
 def train(config, folder) -> int:

@@ -1,0 +1,187 @@
+"""The training command refuses what does not fit, says why, and loses nothing."""
+
+import ast
+import inspect
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from tests import toy_training as toy
+from vidgen import runtime, train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def shards(root):
+    return toy.data(root)
+
+
+@pytest.fixture(scope="module")
+def latents(root):
+    return toy.random_latents(root / "latents")
+
+
+@pytest.fixture(scope="module")
+def vae(root):
+    return toy.vae(root)
+
+
+@pytest.fixture(scope="module")
+def finished(root, latents, vae):
+    """The workdir of a run that has done all its steps; the tests work on copies."""
+    toy.run(toy.text_to_video(latents, root / "finished", vae))
+    return root / "finished"
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def refused(command, message, code=runtime.EXIT_CONFIG, **hooks):
+    err = toy.run(command, expect=code, **hooks)
+    assert message in err.replace("\n", " "), err
+    assert "Traceback" not in err
+
+
+def test_the_loop_fits_on_two_screens_and_knows_no_task():
+    source = inspect.getsource(train.train)
+    assert len(source.splitlines()) < 90
+    assert len(inspect.getsource(train).splitlines()) < 160
+    tree = ast.parse(source)
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not attributes & {"task", "kinds", "TextToVideo", "Autoencoder"}  # config.task
+    assert not names & {"isinstance", "hasattr", "getattr", "type"}
+
+
+FRAMES_16 = '{"32": {"16": (1.0, 2), "1": (1.0, 2)}}'
+FRAMES_51 = '{"32": {"51": (1.0, 2)}}'
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (f"--config.data.buckets={FRAMES_16}", "data.buckets.32: frames=16 does not fit the VAE"),
+        (f"--config.data.buckets={FRAMES_51}", "none of the 36 clips of"),
+        ("--config.microbatches=3", "data.buckets 32.1 (4), 32.17 (2): make each a multiple of 3"),
+        ("--config.data.path=SHARDS/none", "is no finished data set"),
+        ("--config.data.path=SHARDS/..", "is no finished data set"),
+        ("--config.data.path=LATENTS", "holds latent shards, and task='autoencoder' learns from"),
+        ("--config.optim.freeze=('rope_freqs',)", "['rope_freqs'], which match no parameter"),
+        ("--config.mesh.fsdp=3", "does not fit 1 devices"),
+    ],
+)
+def test_what_the_autoencoder_cannot_use_is_refused(change, message, shards, latents, tmp_path):
+    change = change.replace("SHARDS", str(shards)).replace("LATENTS", str(latents))
+    refused(toy.autoencoder(shards, tmp_path / "run", change), message)
+    assert not (tmp_path / "run").exists()  # so the corrected command can have it
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--config.vae.weights=", "config.vae.weights is empty: give the working folder"),
+        ("--config.vae.weights=/none", "No weights at /none: give a working folder"),
+        ("--config.vae.weights=FOLDER/clips.csv", "is damaged or no safetensors file"),
+        (
+            "--config.vae.model.temporal.filters=8",
+            "temporal/encoder/conv_in/kernel: (3, 3, 3, 4, 4) there, (3, 3, 3, 4, 8) in the config",
+        ),
+        ("--config.preview.every=2", "preview.settings do not fit generate.Sampler"),
+        ("--config.text.max_tokens=8", "has texts of up to 14 tokens, but text_tokens=8: use 14"),
+    ],
+)
+def test_what_text_to_video_cannot_use_is_refused(change, message, latents, vae, tmp_path):
+    (vae.parent / "clips.csv").write_text("path,text\n")
+    change = change.replace("FOLDER", str(vae.parent))
+    refused(toy.text_to_video(latents, tmp_path / "run", vae, change), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_command_line_names_what_is_right(shards, tmp_path):
+    usage = runtime.EXIT_USAGE
+    command = toy.autoencoder(shards, tmp_path / "run")
+    wrong = [*command, "--config.schedule.lrr=1"]
+    refused(wrong, 'no field "schedule.lrr"; did you mean "schedule.lr"', usage)
+    missing = ["train", "--config=/none/here.py", f"--workdir={tmp_path / 'run'}"]
+    refused(missing, "/none/here.py", usage)
+    refused(command[:1], "--config", usage)
+    assert not (tmp_path / "run").exists()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_workdir_of_another_config_or_of_other_data_is_refused(copy, latents, vae, tmp_path):
+    before = contents(copy)
+    other = toy.text_to_video(latents, copy, vae, "--config.schedule.lr=0.5")
+    refused(other, "schedule.lr: 0.0001 there, 0.5 here")
+    moved = latents.rename(latents.with_name("moved"))
+    try:
+        toy.random_latents(latents, seed=1)
+        refused(toy.text_to_video(latents, copy, vae), "belongs to a run on other data")
+    finally:
+        shutil.rmtree(latents)
+        moved.rename(latents)
+    assert contents(copy) == before
+
+
+def cut_short(workdir, step):
+    path = max((workdir / f"checkpoints/{step}/params/d").iterdir(), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_checkpoint_that_was_cut_short_gives_way_to_the_older_one(copy, finished, latents, vae):
+    assert toy.saved_steps(copy) == [6, 8]
+    cut_short(copy, 8)
+    err = toy.run(toy.text_to_video(latents, copy, vae))
+    assert "The checkpoint of step 8" in err and "DAMAGED" in err
+    assert (copy / "damaged" / "8").is_dir()
+    toy.assert_same_run(copy, finished)
+
+
+def test_without_a_sound_checkpoint_the_run_ends_and_leaves_all(copy, latents, vae):
+    for step in (6, 8):
+        cut_short(copy, step)
+    before = contents(copy)
+    storage = runtime.EXIT_STORAGE
+    refused(toy.text_to_video(latents, copy, vae), "start again in another workdir", storage)
+    assert contents(copy) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """(a folder, hooks, a function that makes room): a disk with room for a checkpoint or two.
+
+    A real one where this process may mount it; else commands are told of a disk with less room.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = lambda size: ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    if subprocess.run(mount("size=2500k"), capture_output=True).returncode:
+        hooks = {"HOOK_FREE_BYTES": "100000"}
+        yield folder, hooks, hooks.clear
+        return
+    try:
+        yield folder, {}, lambda: subprocess.run(mount("remount,size=50m"), check=True)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(
+    small_disk, latents, vae, finished
+):
+    folder, hooks, make_room = small_disk
+    command = toy.text_to_video(latents, folder / "run", vae)
+    refused(command, "was NOT written", runtime.EXIT_STORAGE, **hooks)
+    make_room()
+    toy.run(command)
+    toy.assert_same_run(folder / "run", finished)
