@@ -36,7 +36,8 @@ def save_safetensors(
     The file appears whole or not at all. `metadata` goes into its header, strings only.
     """
     path = pathlib.Path(path)
-    arrays = {name: np.ascontiguousarray(jax.device_get(x)) for name, x in flatten(params).items()}
+    flat = jax.device_get(flatten(params))
+    arrays = {name: np.asarray(x, order="C") for name, x in flat.items()}  # keeps scalars as such
     path.parent.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(arrays, metadata=dict(metadata or {}))
     digests.write_atomically(path, data)

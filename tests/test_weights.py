@@ -1,0 +1,60 @@
+"""Weights in one file, and whether they are those of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidgen import weights
+
+TREE = {
+    "blocks": {"0": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "1": {"kernel": jnp.ones((4, 5))}},
+    "scale": jnp.array(2.0),
+    "table": jnp.arange(3, dtype=jnp.bfloat16),
+}
+
+
+def test_names_and_levels_are_two_views_of_one_tree():
+    flat = weights.flatten(TREE)
+    assert list(flat) == ["blocks/0/kernel", "blocks/1/kernel", "scale", "table"]
+    assert weights.unflatten(flat) == TREE
+    with pytest.raises(ValueError, match='"blocks/a/b" has a "/" in it'):
+        weights.flatten({"blocks": {"a/b": 1}})
+
+
+def test_a_file_gives_back_the_same_bits(tmp_path):
+    path = tmp_path / "x.safetensors"
+    weights.save_safetensors(TREE, path)
+    loaded = weights.flatten(weights.load_file(path))
+    for name, x in weights.flatten(TREE).items():
+        assert loaded[name].dtype == x.dtype and loaded[name].shape == x.shape
+        assert loaded[name].tobytes() == np.asarray(x).tobytes()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"no"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "x.safetensors"
+    weights.save_safetensors(TREE, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"x.safetensors is damaged or no safetensors file"):
+        weights.load_file(path)
+
+
+def test_weights_of_another_model_are_refused_with_all_differences():
+    expected = jax.eval_shape(lambda: TREE)
+    weights.check_tree(TREE, expected, "here")
+    found = {
+        "blocks": {"0": {"kernel": jnp.ones((3, 2))}},
+        "table": TREE["table"],
+        "new": 1 * TREE["scale"],
+    }
+    with pytest.raises(ValueError) as error:
+        weights.check_tree(found, expected, "outputs/vae")
+    assert str(error.value).splitlines() == [
+        "the weights of outputs/vae do not fit the config:",
+        "  blocks/1/kernel: missing, (4, 5)",
+        "  scale: missing, ()",
+        "  new: unexpected, ()",
+        "  blocks/0/kernel: (3, 2) there, (2, 3) in the config's model",
+        "Use the config that they were trained with.",
+    ]
