@@ -60,11 +60,16 @@ def random_latents(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     return folder
 
 
-def vae(folder: pathlib.Path) -> pathlib.Path:
-    """Random weights of the video VAE."""
+def config():
+    """configs/tiny.py with the small VAE."""
     config = tiny.get_config()
     config.vae.model.update_from_flattened_dict(VAE)
-    params = toy_runs.random_params(tasks.Autoencoder(config), 0)
+    return config
+
+
+def vae(folder: pathlib.Path) -> pathlib.Path:
+    """Random weights of the video VAE."""
+    params = toy_runs.random_params(tasks.Autoencoder(config()), 0)
     weights.save_safetensors(params, folder / "vae.safetensors")
     return folder / "vae.safetensors"
 
