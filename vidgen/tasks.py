@@ -189,7 +189,8 @@ class TextToVideo:
     def _prepare(self, frozen, batch, key, shape):
         num_frames, height, width = shape
         if "video" in batch:
-            mean_Bthwc, std_Bthwc = self.encoders.encode_video(frozen, batch["video"], key)
+            image_key = jax.random.fold_in(key, 1)  # equal keys give equal, not independent noise
+            mean_Bthwc, std_Bthwc = self.encoders.encode_video(frozen, batch["video"], image_key)
             text_BLE = self.encoders.encode_text(frozen, batch["text_ids"], batch["text_mask"])
         else:
             mean_Bthwc, std_Bthwc = batch["latent"], batch["latent_std"]
