@@ -1,0 +1,164 @@
+"""Shards of latents hold what the models make of the clips, in the same bytes each time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import buckets, loader, records
+from tests import toy_training as toy
+from vidgen import encode, encoders
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("encode")
+
+
+@pytest.fixture(scope="module")
+def config(root):
+    config = toy.config()
+    config.vae.weights = str(toy.vae(root))
+    return config
+
+
+@pytest.fixture(scope="module")
+def shards(root):
+    return toy.data(root)
+
+
+@pytest.fixture(scope="module")
+def latents(config, shards, root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "SHARD_CLIPS", 8)
+        meta = encode.encode(config, str(shards), str(root / "latents"))
+    assert (meta["kind"], meta["num_records"], meta["left_out"]) == ("latent", 36, 0)
+    assert len(meta["shards"]) == 5
+    return root / "latents"
+
+
+@pytest.fixture(scope="module")
+def models(config):
+    return encoders.Encoders(config)
+
+
+@pytest.fixture(scope="module")
+def frozen(models):
+    return models.load()
+
+
+def clip_of(row, config, shards):
+    """(record of kind video, its bucket, its pixels [1, T, H, W, 3] as encode takes them)."""
+    record = records.Reader(shards)[row]
+    table = buckets.Table(encoders.bucket_table(config), None, 1)
+    facts = (record[name] for name in ("num_frames", "height", "width"))
+    bucket = table.assign(*facts, row=row, epoch=0, seed=config.seed)
+    rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
+    return record, bucket, loader.read_video(record, bucket, 1, rng)[None]
+
+
+@pytest.mark.parametrize("row", [0, 11, 23, 35])
+def test_a_record_is_what_the_models_make_of_the_clip(row, config, shards, latents, models, frozen):
+    record, bucket, video_1THWC = clip_of(row, config, shards)
+    found = records.Reader(latents)[row]
+    for name in ("id", "text"):
+        assert found[name] == record[name]
+    for name in ("resolution", "num_frames", "aspect", "height", "width"):
+        assert found[name] == getattr(bucket, name)
+    assert found["fps"] == (120 if bucket.num_frames == 1 else record["fps"] // 1)
+    mean, std = models.encode_video(frozen, video_1THWC, None)
+    assert found["latent"].shape == models.latent_shape(*video_1THWC.shape[1:4])
+    # float16 keeps 11 bits; the rest is another order of sums
+    np.testing.assert_allclose(found["latent"], mean[0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found["latent_std"], std[0], rtol=2e-3, atol=2e-3)
+    ids_1L, mask_1L = models.tokenize([record["text"]])
+    text_1LE = models.encode_text(frozen, ids_1L, mask_1L)
+    assert len(found["text_emb"]) == mask_1L.sum()
+    np.testing.assert_allclose(
+        found["text_emb"], text_1LE[0, : mask_1L.sum()], rtol=2e-3, atol=2e-3
+    )
+
+
+def psnr(video, other):
+    return 10 * np.log10(255**2 / np.square(video.astype(float) - np.asarray(other, float)).mean())
+
+
+@pytest.mark.parametrize("row", [0, 23])
+def test_latents_of_a_shard_decode_as_well_as_fresh_ones(
+    row, config, shards, latents, models, frozen
+):
+    _, bucket, video_1THWC = clip_of(row, config, shards)
+    fresh, _ = models.encode_video(frozen, video_1THWC, None)
+    kept = records.Reader(latents)[row]["latent"][None].astype(np.float32)
+    decode = lambda latent: models.decode_video(frozen, latent, bucket.num_frames)
+    assert psnr(decode(fresh), decode(kept)) > 45  # float16 costs a level of 255 here and there
+    np.testing.assert_allclose(
+        psnr(video_1THWC, decode(kept)), psnr(video_1THWC, decode(fresh)), atol=0.02
+    )
+
+
+def test_the_loader_takes_the_shards(config, latents):
+    made = loader.Loader(
+        latents,
+        buckets=encoders.bucket_table(config),
+        seed=0,
+        text_tokens=config.text.max_tokens,
+        time_stride=2,
+    )
+    batch = made.batch(0)
+    assert batch["latent"].shape[0] == made.bucket(0).batch_size
+    assert np.isfinite(batch["latent"]).all() and (batch["latent_std"] > 0).all()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_done_stays_and_other_inputs_are_refused(config, shards, latents):
+    before = contents(latents)
+    meta = encode.encode(config, str(shards), str(latents))
+    assert meta == json.loads((latents / "meta.json").read_text())
+    other = config.copy_and_resolve_references()
+    other.text.seed = 1
+    with pytest.raises(ValueError, match="holds a data set made from other inputs"):
+        encode.encode(other, str(shards), str(latents))
+    assert contents(latents) == before
+
+
+def test_clips_without_a_bucket_are_counted(config, shards, root, monkeypatch):
+    monkeypatch.setattr(encode, "_make_encode_batch", no_models)
+    config = config.copy_and_resolve_references()
+    config.data.buckets = {"32": {"17": (1.0, 2)}}
+    meta = encode.encode(config, str(shards), str(root / "videos"))
+    assert (meta["num_records"], meta["left_out"]) == (24, 12)  # the images
+
+
+def no_models(models, frozen):
+    def encode_batch(video, ids, mask):
+        shape = len(video), *models.latent_shape(*video.shape[1:4])
+        return np.zeros(shape), np.ones(shape), np.zeros((*ids.shape, 4))
+
+    return encode_batch
+
+
+@pytest.mark.parametrize(
+    "source, table, message",
+    [
+        ("latents", {"32": {"17": (1.0, 2)}}, "holds latent shards already: give shards of videos"),
+        ("shards", {"32": {"51": (1.0, 2)}}, "none of the 36 clips of .* fits a bucket"),
+        ("shards", {"32": {"16": (1.0, 2)}}, "frames=16 does not fit the VAE"),
+        ("none", {"32": {"17": (1.0, 2)}}, "no finished data set"),
+    ],
+)
+def test_sources_that_cannot_be_encoded_are_refused(source, table, message, config, latents, root):
+    config = config.copy_and_resolve_references()
+    config.data.buckets = table
+    with pytest.raises(ValueError, match=message):
+        encode.encode(config, str(root / source), str(root / "new"))
+    assert not (root / "new").exists()
+
+
+def test_the_command_refuses_in_one_message(latents, root, config):
+    command = toy.encode(latents, root / "new", config.vae.weights)
+    err = toy.run(command, expect=80)
+    assert "holds latent shards already" in err and "Traceback" not in err
