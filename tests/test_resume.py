@@ -125,7 +125,7 @@ def test_a_stop_and_a_kill_leave_no_trace(task, stop, commands, reference, shard
     toy.assert_same_run(workdir, expected)
 
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    toy.run(command, **consumed.hook)  # all is done
+    assert toy.run(command, **consumed.hook) == ""  # all is done: nothing to say
     assert consumed.since(STEPS) == STEPS
     assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
