@@ -98,6 +98,11 @@ class Bucket:
     width: int
     batch_size: int | None
 
+    @property
+    def name(self) -> str:
+        """As "32/17/1.00", for messages and metrics."""
+        return f"{self.resolution}/{self.num_frames}/{self.aspect}"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:

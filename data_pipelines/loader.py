@@ -337,7 +337,7 @@ class Loader:
             ],
             return_counts=True,
         )
-        known = {f"{b.resolution}/{b.num_frames}/{b.aspect}" for b in self._buckets}
+        known = {b.name for b in self._buckets}
         if missing := [
             f"{n}: {c} rows" for n, c in zip(names, counts, strict=True) if n not in known
         ]:
@@ -363,7 +363,7 @@ class Loader:
 
     @staticmethod
     def _names(listed: Sequence[bucket_tables.Bucket]) -> str:
-        names = [f"{b.resolution}/{b.num_frames}/{b.aspect} (batch {b.batch_size})" for b in listed]
+        names = [f"{b.name} (batch {b.batch_size})" for b in listed]
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
