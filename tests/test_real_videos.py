@@ -42,12 +42,13 @@ def shards(tmp_path_factory):
     return folder / "shards"
 
 
-def test_real_videos_become_latents_that_decode_to_them(shards, config, tmp_path):
+def test_latents_of_real_videos_decode_as_the_videos_themselves_do(shards, config, tmp_path):
     meta = encode.encode(config, str(shards), str(tmp_path / "latents"))
     assert meta["num_records"] >= 4
     models = encoders.Encoders(config)
     frozen = models.load()
     decode = jax.jit(models.decode_video, static_argnums=2)
+    encode_video = jax.jit(models.encode_video)
     reader, source = records.Reader(tmp_path / "latents"), records.Reader(shards)
     aspects = set()
     for row in range(len(reader)):
@@ -62,9 +63,13 @@ def test_real_videos_become_latents_that_decode_to_them(shards, config, tmp_path
             if b.aspect == record["aspect"]
         )
         rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
-        video = loader.read_video(clip, bucket, 1, rng).astype(np.float32)
-        got = np.asarray(decode(frozen, record["latent"][None].astype(np.float32), 17))[0]
-        # The VAE has only seen plain shapes: places and brightness come back, texture does not.
-        assert np.corrcoef(video.ravel(), got.astype(np.float32).ravel())[0, 1] > 0.5
+        video = loader.read_video(clip, bucket, 1, rng)
+        mean, _ = encode_video(frozen, video[None], None)
+        direct = np.asarray(decode(frozen, mean, 17)).astype(int)
+        stored = np.asarray(decode(frozen, record["latent"][None].astype(np.float32), 17))
+        # Shards hold float16, half a pixel value at most; how well a VAE that has only seen plain
+        # shapes draws a street is not asked here.
+        assert np.abs(stored.astype(int) - direct).mean() < 0.5
+        assert direct.std() > 10  # a picture, and not one colour
         aspects.add(record["aspect"])
     assert "1.67" in aspects  # the portrait clip
