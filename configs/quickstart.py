@@ -15,7 +15,7 @@ def get_config():
     config.model.unroll = 3  # all of it: a quarter less time on a CPU
     config.flow.base_size = 32
     config.flow.position_size = 32
-    config.flow.shift = 3.0  # few cells, alike in time: a clip shows through much noise (docs/log.md)
+    config.flow.shift = 3.0  # few cells, alike in time: a clip shows through much noise
     config.schedule.lr = 2e-3
     config.schedule.warmup_steps = 50
     config.schedule.decay = "cosine"
