@@ -98,7 +98,7 @@ class Consumed:
 @pytest.mark.parametrize("task, stop", [("autoencoder", "SIGTERM"), ("text_to_video", "SIGINT")])
 def test_a_stop_and_a_kill_leave_no_trace(task, stop, commands, reference, shards, latents, root):
     expected, workdir = reference(task), root / f"{task}-interrupted"
-    command = commands[task](workdir)
+    command = [*commands[task](workdir), "--config.data.workers=1"]  # signals reach it too
     data = shards if task == "autoencoder" else latents
     consumed = Consumed(root / f"{task}-rows.jsonl", data)
 

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests import processes
 from tests import toy_training as toy
 from vidgen import runtime, train
 
@@ -185,3 +186,19 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(
     make_room()
     toy.run(command)
     toy.assert_same_run(folder / "run", finished)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(finished, latents, vae, tmp_path):
+    command = toy.text_to_video(latents, tmp_path / "run", vae)
+    pair = [toy.start(command, **env) for env in processes.two()]
+    for process in pair:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    one, two = toy.reported(finished), toy.reported(tmp_path / "run")
+    assert [line["step"] for line in two] == [*range(1, toy.STEPS + 1)]
+    for line, other in zip(one, two, strict=True):  # sums in another order, and then Adam
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-2), line["step"]
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
+    state, other = toy.final_state(finished), toy.final_state(tmp_path / "run")
+    assert {k: x.shape for k, x in state.items()} == {k: x.shape for k, x in other.items()}

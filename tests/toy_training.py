@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny
 from data_pipelines import builder, pipeline, shapes
 from tests import processes, toy_runs
-from vidgen import tasks, weights
+from vidgen import checkpoint, sharding, tasks, weights
 
 # A video VAE of few layers: its program has half the size, and compiles in a third of the time.
 VAE = {
@@ -158,20 +159,16 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint by name: params, ema and opt_state."""
     folder = workdir / "checkpoints" / str(saved_steps(workdir)[-1])
     arrays = {}
-    for item in ("params", "ema", "opt_state"):
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore(folder / item)
-        arrays |= {f"{item}/{name}": np.asarray(x) for name, x in named(tree)}
+    for item in checkpoint.ITEMS:
+        like = ocp.StandardCheckpointHandler().metadata(folder / item).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            tree = reader.restore(folder / item, args=args)
+        arrays |= {
+            f"{item}/{sharding.path_name(path)}": x for path, x in jax.tree.leaves_with_path(tree)
+        }
     return arrays
-
-
-def named(tree, prefix=""):
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in pairs:
-        if isinstance(value, dict | list | tuple):
-            yield from named(value, f"{prefix}{key}/")
-        elif value is not None:
-            yield f"{prefix}{key}", value
 
 
 def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
