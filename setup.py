@@ -11,6 +11,7 @@ CORE = [
     "av>=18,<19",  # FFmpeg's libraries; 19 has no `metadata_errors`, which video_io needs
     "einops",
     "flax>=0.12",
+    "ftfy",  # caption cleaning
     "grain>=0.2.16",  # 0.2.16 mended the restore of shuffled data
     "jax>=0.10",
     "ml_collections",

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set before anything imports JAX."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
@@ -14,6 +15,39 @@ import pytest
 
 # A scalar per video that meets a whole video would broadcast over the wrong axis without a word.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_GOLDEN = pathlib.Path(__file__).parent / "golden"
+_WORST = pytest.StashKey()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        metavar="DIR",
+        default=str(_GOLDEN),
+        help="folder of golden cases, see test_golden",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "golden_folder" in metafunc.fixturenames:
+        root = pathlib.Path(metafunc.config.getoption("--golden"))
+        folders = sorted(path for path in root.glob("*") if path.is_dir())
+        if not folders:
+            raise pytest.UsageError(f"--golden={root} holds no case: give the folder above them.")
+        metafunc.parametrize("golden_folder", folders, ids=lambda path: path.name)
+
+
+@pytest.fixture(scope="session")
+def worst_errors(request):
+    """Largest error by golden case, as a share of its tolerance; shown at the end."""
+    return request.config.stash.setdefault(_WORST, {})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name, share in config.stash.get(_WORST, {}).items():
+        terminalreporter.write_line(f"{name}: largest error {share:.1%} of the tolerance")
 
 
 @pytest.fixture(scope="session")

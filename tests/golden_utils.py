@@ -4,11 +4,13 @@ A case is a folder `tests/golden/NAME` with `case.json` (configuration, toleranc
 `tensors.safetensors`. Its tensors keep the PyTorch layout, channels before sizes.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +18,52 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from vidgen import torch_names, weights
+
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
-# (pattern, replacement), in order, on the reference's names; dots part the path
-VAE_RULES = (
-    (r"^spatial_vae\.module\.", "spatial."),
-    (r"^temporal_vae\.", "temporal."),
-    (r"^(temporal\..*)\.conv\.(weight|bias)$", r"\1.\2"),
-    (r"\.(down|up)samplers\.0\.", "."),
-    (r"\.attentions\.0\.", ".attention."),
-    (r"\.to_out\.0\.", ".to_out."),
-    (r"(norm\w*)\.weight$", r"\1.scale"),
-    (r"\.weight$", ".kernel"),
-)
+
+# Without most of the compiler's passes, which take far longer than running such small programs.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@dataclasses.dataclass(frozen=True)
+class Inputs(dict):
+    """Tensors by name, which remember what was read."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.read.add(name)
+        return super().get(name, default)
+
+
+@dataclasses.dataclass
 class Case:
-    """One golden case; `tensors` holds every tensor under its full name, such as `input/T5/x`."""
+    """One golden case, and which of its tensors and data were checked so far.
+
+    Args:
+        name: Of its folder.
+        spec: `case.json`.
+        tensors: Every tensor under its full name, such as `input/T5/x`.
+    """
 
     name: str
     spec: dict
     tensors: dict
+    worst: float = 0.0
+    checked: set = dataclasses.field(default_factory=set)
+    taken: set = dataclasses.field(default_factory=set)
+    read: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.spec["case"]
 
     @property
     def config(self) -> dict:
@@ -51,11 +77,18 @@ class Case:
     def variants(self) -> list[str]:
         return sorted(self.spec["variants"])
 
+    def take(self, name: str):
+        """An entry of the case's data, which then counts as checked."""
+        self.taken.add(name)
+        return self.data[name]
+
     def state_dict(self) -> dict[str, np.ndarray]:
         return self.group("state_dict")
 
-    def inputs(self, variant: str) -> dict[str, np.ndarray]:
-        return self.group(f"input/{variant}")
+    def inputs(self, variant: str) -> Inputs:
+        if variant not in self.read:
+            self.read[variant] = Inputs(self.group(f"input/{variant}"))
+        return self.read[variant]
 
     def outputs(self, variant: str) -> dict[str, np.ndarray]:
         return self.group(f"output/{variant}")
@@ -64,29 +97,53 @@ class Case:
         start = f"{prefix}/"
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
-    def check(self, name: str, got) -> float:
-        """Asserts that `got` equals output `VARIANT/NAME` within its tolerance.
-
-        Returns the largest error as a share of the tolerance.
-        """
+    def check(self, name: str, got) -> None:
+        """Asserts that `got` equals output `VARIANT/NAME` within its tolerance."""
         expected = self.tensors[f"output/{name}"]
+        self.checked.add(f"output/{name}")
         got = np.asarray(got)
         assert got.shape == expected.shape, f"{name}: got shape {got.shape}, not {expected.shape}"
         if not np.issubdtype(expected.dtype, np.floating):
             np.testing.assert_array_equal(got, expected, err_msg=name)
-            return 0.0
-        atol = self.spec["outputs"][f"output/{name}"]["atol"]
-        error = float(np.abs(got - expected).max(initial=0))
-        assert error <= atol, f"{name}: error {error:.3g} exceeds the tolerance {atol:.3g}"
-        return error / atol
+            return
+        self.compare(name, got, expected, self.spec["outputs"][f"output/{name}"]["atol"])
+
+    def check_all(self, variant: str, got: dict) -> None:
+        """Checks those outputs of a variant that `got` has by name."""
+        for name in self.outputs(variant):
+            if name in got:
+                self.check(f"{variant}/{name}", got[name])
+
+    def compare(self, name: str, got, expected, atol) -> None:
+        """Asserts that floats agree, and keeps the largest error as a share of the tolerance."""
+        error = np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64))
+        share = float(np.max(error / atol, initial=0))
+        assert share <= 1, f"{name}: the error is {share:.3g} of the tolerance {np.max(atol):.3g}"
+        self.worst = max(self.worst, share)
+
+    def check_complete(self) -> None:
+        """Asserts that nothing of the case was left out."""
+        outputs = {name for name in self.tensors if name.startswith("output/")}
+        known = {f"input/{v}/{name}" for v, inputs in self.read.items() for name in inputs.read}
+        inputs = {name for name in self.tensors if name.startswith("input/")}
+        others = (
+            set(self.tensors) - outputs - inputs - {f"state_dict/{n}" for n in self.state_dict()}
+        )
+        data = set(self.spec.get("data", {})) - self.taken
+        left = sorted((outputs - self.checked) | (inputs - known) | others | data)
+        assert not left, f"{self.name} holds what no check knows: {left[:20]}, {len(left)} in all"
 
 
-@functools.cache
+def open_case(folder: pathlib.Path) -> Case:
+    """Reads the golden case of a folder."""
+    spec = json.loads((folder / "case.json").read_text())
+    path = folder / "tensors.safetensors"
+    return Case(folder.name, spec, safetensors.numpy.load_file(path) if path.exists() else {})
+
+
 def load_case(name: str) -> Case:
-    """Reads a golden case by the name of its folder."""
-    spec = json.loads((FOLDER / name / "case.json").read_text())
-    path = FOLDER / name / "tensors.safetensors"
-    return Case(name, spec, safetensors.numpy.load_file(path) if path.exists() else {})
+    """Reads one of the project's own golden cases."""
+    return open_case(FOLDER / name)
 
 
 def channels_last(x):
@@ -99,34 +156,60 @@ def channels_first(x):
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def transpose(weight):
-    """Linear [out, in] and convolution [out, in, *size] weights as [*size, in, out]."""
-    return np.transpose(weight, (*range(2, weight.ndim), 1, 0)) if weight.ndim > 1 else weight
+def shapes_of(model) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters by path, such as "blocks/attn/kernel"."""
+    flat = weights.flatten(nnx.to_pure_dict(nnx.state(model)))
+    return {path: tuple(value.shape) for path, value in flat.items()}
 
 
-def rename(name: str, rules) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+def from_torch(state_dict, tensors) -> dict:
+    """Params tree of a PyTorch state dict that holds the tensors of `vidgen.torch_names`, exactly.
+
+    Copies under another name have to be equal.
+    """
+    expected = {name: t.shape for t in tensors for name in (t.name, *t.aliases)}
+    got = {name: value.shape for name, value in state_dict.items()}
+    differing = {k: (expected.get(k), got.get(k)) for k in expected.keys() | got.keys()}
+    differing = {k: v for k, v in differing.items() if v[0] != v[1]}
+    assert not differing, f"tensors that differ, model and file: {differing}"
+    for tensor in tensors:
+        for alias in tensor.aliases:
+            np.testing.assert_array_equal(state_dict[alias], state_dict[tensor.name])
+    flat = torch_names.to_params(tensors, state_dict.__getitem__)
+    return weights.unflatten({path: jnp.asarray(value) for path, value in flat.items()})
 
 
-def to_params(state_dict, rules, prefix: str = "") -> dict:
-    """Nested dict of JAX arrays of a PyTorch state dict whose names first get `prefix`."""
-    params = {}
-    for name, value in state_dict.items():
-        *path, leaf = rename(prefix + name, rules).split(".")
-        node = functools.reduce(lambda node, key: node.setdefault(key, {}), path, params)
-        node[leaf] = jnp.asarray(transpose(value))
-    return params
+@contextlib.contextmanager
+def recording(*classes, functions=()):
+    """Yields a dict that collects (module, arguments, result) of each call, by class.
 
+    `functions` are (module, name). Scans become loops meanwhile, so that what happens in them can
+    leave the trace.
+    """
+    calls = collections.defaultdict(list)
 
-def vae_params(state_dict, prefix: str = "") -> dict:
-    """Params of `vae.VideoVAE`; `prefix` places the state dict of one of its halves."""
-    params = to_params(state_dict, VAE_RULES, prefix)
-    for name in ("shift", "scale"):
-        if name in params:
-            params[name] = params[name].reshape(-1)
-    return params
+    def wrap(key, original):
+        def call(*args, **kwargs):
+            out = original(*args, **kwargs)
+            calls[key].append((args[0], args[1:], out))
+            return out
+
+        return call
+
+    def loop(step, carry, xs, **kwargs):
+        for i in range(len(jax.tree.leaves(xs)[0])):
+            carry, _ = step(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        return carry, None
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(jax.lax, "scan", loop))
+        for cls in classes:
+            patch = mock.patch.object(cls, "__call__", wrap(cls.__name__, cls.__call__))
+            stack.enter_context(patch)
+        for module, name in functions:
+            patch = mock.patch.object(module, name, wrap(name, getattr(module, name)))
+            stack.enter_context(patch)
+        yield calls
 
 
 def with_params(model, params):

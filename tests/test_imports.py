@@ -12,7 +12,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "serve", "watch", "plan"}
 COMMANDS |= {"doctor", "bench", "average", "quickstart", "report"}
 MODEL_BASE = ("vidgen.models.layers", "vidgen.models.attention")
-BASE = {"vidgen.flow", "vidgen.sharding", "vidgen.torch_names", *MODEL_BASE}
+BASE = {"vidgen.flow", "vidgen.sharding", "vidgen.torch_names", "vidgen.compat", *MODEL_BASE}
 PLATFORM = {"optim", "checkpoint", "digests", "workdir", "metrics", "data", "runtime"}
 PLATFORM |= {"command_line", "trackers"}
 PLATFORM = {f"vidgen.{name}" for name in PLATFORM}
@@ -89,16 +89,18 @@ def test_models_never_see_config_or_optimizer_and_the_mesh_only_by_hints(name):
     assert not {"ml_collections", "optax", "orbax"} & {t.split(".")[0] for t in imports(name)}
     assert "jax.sharding" not in imports(name)
     if name in MODEL_BASE:
-        assert ours(name) <= {"vidgen.models", "vidgen.sharding", *MODEL_BASE}
+        assert ours(name) <= {"vidgen.models", "vidgen.sharding", "vidgen.compat", *MODEL_BASE}
     else:
         assert all(t in BASE or t.startswith("vidgen.models") for t in ours(name)), ours(name)
 
 
 @pytest.mark.parametrize("name", sorted((PLATFORM | BASE) & set(modules())))
 def test_platform_modules_take_trees_and_not_models(name):
-    allowed = {f"vidgen.{name}" for name in ("sharding", "digests", "trackers", "weights")}
+    allowed = {
+        f"vidgen.{name}" for name in ("sharding", "digests", "trackers", "weights", "compat")
+    }
     if name in BASE:
-        allowed = {"vidgen.models", "vidgen.sharding", *MODEL_BASE}
+        allowed = {"vidgen.models", "vidgen.sharding", "vidgen.compat", *MODEL_BASE}
     assert all(t in allowed or t.startswith("data_pipelines") for t in ours(name)), ours(name)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vidgen import compat as compat_lib
+
 
 def _spread(values, like):
     """Adds axes behind `values` until it broadcasts against `like`."""
@@ -70,15 +72,27 @@ def sample_t(
     raise ValueError(f"flow.sample_method={method!r} is unknown: use 'uniform' or 'logit-normal'.")
 
 
-def shift_ratio(height, width, num_frames, *, base_size: int = 512, scale: float = 1.0):
+def shift_ratio(
+    height, width, num_frames, *, base_size: int = 512, scale: float = 1.0, compat: str = ""
+):
     """How much later in time a clip should be seen, for its pixels and its frames (spec section 4).
 
     Larger and longer clips keep more of their signal at the same t. Latent frames are counted as
     five for each whole 17 frames, and as one below that: the original gives 2 to 16 frames a ratio
     of zero, with which nothing can be drawn. `height`, `width` and `num_frames` are pixel
     quantities: numbers or arrays [B].
+
+    Args:
+        base_size: Pixels a side at which one frame has the ratio 1.
+        compat: See `compat.Switches`: `bfloat16_shift` rounds every step and gives bfloat16,
+            `short_clips_unshifted` takes the zero.
     """
-    latent_frames = jnp.maximum(1, num_frames // 17 * 5)
+    switches = compat_lib.switches(compat)
+    dtype = jnp.bfloat16 if switches.bfloat16_shift else jnp.float32
+    height, width, num_frames = (jnp.asarray(x, dtype) for x in (height, width, num_frames))
+    latent_frames = num_frames // 17 * 5
+    least = jnp.where(num_frames == 1, 1, 0) if switches.short_clips_unshifted else 1
+    latent_frames = jnp.maximum(latent_frames, jnp.asarray(least, dtype))
     return jnp.sqrt(height * width / base_size**2) * jnp.sqrt(latent_frames) * scale
 
 

@@ -7,22 +7,43 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vidgen import compat as compat_lib
 from vidgen import sharding
 
 
 def schedule(
-    num_steps: int, *, lr: float, warmup_steps: int = 0, decay: str = "constant", end: float = 0.0
+    num_steps: int,
+    *,
+    lr: float,
+    warmup_steps: int = 0,
+    decay: str = "constant",
+    end: float = 0.0,
+    cooldown_steps: int = 0,
+    lr_start: float = 0.0,
+    lr_peak: float = 0.0,
+    anneal: str = "cos",
+    compat: str = "",
 ):
     """Returns the learning rate as a function of the update's number, counted from 0.
 
     The warm-up takes lr (k + 1) / (warmup_steps + 1) at update k, as the original does. Then the
     rate stays (`constant`), or falls along a cosine to `end` times lr at `num_steps` (`cosine`).
+    With `one_cycle` it rises from `lr_start` to `lr_peak` in `warmup_steps` updates, falls to `lr`
+    in `cooldown_steps`, each along half a cosine or a line (`anneal`), and stays (spec 7.1).
+
+    Args:
+        compat: See `compat.Switches.swapped_linear_cycle`.
 
     Raises:
-        ValueError: If `decay` is unknown.
+        ValueError: If `decay` or `anneal` is unknown.
     """
-    if decay not in ("constant", "cosine"):
-        raise ValueError(f"schedule.decay={decay!r} is unknown: use 'constant' or 'cosine'.")
+    if decay not in ("constant", "cosine", "one_cycle"):
+        raise ValueError(
+            f"schedule.decay={decay!r} is unknown: use 'constant', 'cosine' or 'one_cycle'."
+        )
+    if decay == "one_cycle":
+        swap = anneal == "linear" and compat_lib.switches(compat).swapped_linear_cycle
+        return _one_cycle(lr, lr_start, lr_peak, warmup_steps, cooldown_steps, anneal, swap)
 
     def rate(k):
         k = jnp.asarray(k, jnp.float32)
@@ -31,6 +52,25 @@ def schedule(
             return lr * warm
         done = jnp.clip((k - warmup_steps) / max(1, num_steps - warmup_steps), 0.0, 1.0)
         return lr * warm * (end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
+
+    return rate
+
+
+def _one_cycle(lr, lr_start, lr_peak, warmup_steps, cooldown_steps, anneal, swap):
+    shares = {"cos": lambda done: 0.5 * (1 - jnp.cos(jnp.pi * done)), "linear": lambda done: done}
+    if anneal not in shares:
+        raise ValueError(f"schedule.anneal={anneal!r} is unknown: use 'cos' or 'linear'.")
+
+    def between(first, last, done):
+        first, last = (last, first) if swap else (first, last)
+        return first + (last - first) * shares[anneal](done)
+
+    def rate(k):
+        k = jnp.asarray(k, jnp.float32)
+        up = between(lr_start, lr_peak, k / max(1, warmup_steps))
+        down = between(lr_peak, lr, (k - warmup_steps) / max(1, cooldown_steps))
+        after = jnp.where(k < warmup_steps + cooldown_steps, down, lr)
+        return jnp.where(k < warmup_steps, up, after)
 
     return rate
 
