@@ -1,14 +1,11 @@
 """The T5 encoder reads its files, and its random form sees near letters."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
-from golden_utils import abstract, load_case, random_model, with_params
+from golden_utils import random_model
 
 from vidgen.models import text
 
@@ -54,42 +51,3 @@ def test_bfloat16_computes_near_float32():
     half = random_model(encoder(dtype=jnp.bfloat16))(ids_BL, mask_BL)
     assert half.dtype == jnp.float32
     assert 0 < jnp.abs(half - exact).max() < 0.1  # unit variance, 8 bits, a few layers
-
-
-@pytest.fixture
-def t5_folder(tmp_path):
-    case = load_case("t5_encoder_tiny")
-    tensors = case.state_dict() | {"decoder.final_layer_norm.weight": np.ones(32, np.float32)}
-    names = sorted(tensors)
-    for part, half in enumerate((names[::2], names[1::2])):
-        path = tmp_path / f"model-{part + 1:05d}-of-00002.safetensors"
-        safetensors.numpy.save_file({n: np.ascontiguousarray(tensors[n]) for n in half}, path)
-    (tmp_path / "config.json").write_text(json.dumps(case.config))
-    return tmp_path
-
-
-def test_load_t5_reads_shards_and_config(t5_folder):
-    kwargs, params = text.load_t5(t5_folder)
-    assert kwargs == SIZES | {"buckets": 32, "max_distance": 128}
-    expected = text.params_from_t5(load_case("t5_encoder_tiny").state_dict(), depth=2)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    with_params(abstract(encoder()), params)  # asserts names and shapes
-
-
-def test_load_t5_refuses_a_folder_without_weights(tmp_path):
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ValueError, match=r"needs config.json and .*has \['pytorch_model.bin'\]"):
-        text.load_t5(tmp_path)
-
-
-def test_load_t5_refuses_t5_of_the_first_version(t5_folder):
-    config = json.loads((t5_folder / "config.json").read_text()) | {"feed_forward_proj": "relu"}
-    (t5_folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="feed_forward_proj='relu': only T5 v1.1"):
-        text.load_t5(t5_folder)
-
-
-def test_missing_tensors_are_reported_together():
-    state = load_case("t5_encoder_tiny").state_dict()
-    with pytest.raises(ValueError, match="lack 9 of 21 tensors"):
-        text.params_from_t5({k: v for k, v in state.items() if ".block.1." not in k}, depth=2)

@@ -277,6 +277,12 @@ def load_params(
     path = pathlib.Path(path).absolute()
     if path.is_file():
         return weights_lib.load_file(path)
+    return read_item(find_item(path, weights, step))
+
+
+def find_item(path: str | os.PathLike, weights: str = "ema", step: int | None = None):
+    """The folder of a run's weights, sound; arguments and errors are those of `load_params`."""
+    path = pathlib.Path(path).absolute()
     if weights not in ("ema", "params"):
         raise ValueError(f'weights="{weights}" is not known: use "ema" or "params".')
     folder = path / "checkpoints"
@@ -296,16 +302,26 @@ def load_params(
         if not item.is_dir() and weights == "ema" and (item.parent / "params").is_dir():
             item = item.parent / "params"  # a run without a moving average
         problem = digests.verify(item.parent, [item.name])
-        if problem:
-            logging.error("The checkpoint %s is DAMAGED and not used: %s.", item.parent, problem)
-            damaged.append(candidate)
-            continue
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(item)
-            )
-            return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        if not problem:
+            return item
+        logging.error("The checkpoint %s is DAMAGED and not used: %s.", item.parent, problem)
+        damaged.append(candidate)
     raise DamagedError(_no_sound(folder, damaged))
+
+
+def item_metadata(item: pathlib.Path) -> dict[str, Any]:
+    """What an item holds, by path: each with `shape` and `dtype`."""
+    return weights_lib.flatten(_metadata(item))
+
+
+def read_item(item: pathlib.Path, name: str | None = None):
+    """The params tree of an item as NumPy; or its one array `name`, without reading the others."""
+    tree = _metadata(item) if name is None else weights_lib.unflatten({name: 0})
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    chosen = {} if name is None else {"item": tree, "partial_restore": True}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy, **chosen))
+    return found if name is None else weights_lib.flatten(found)[name]
 
 
 def _check_same_tree(found: PyTree, wanted: PyTree, folder: pathlib.Path) -> None:

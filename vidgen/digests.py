@@ -23,7 +23,7 @@ def write(folder: pathlib.Path) -> None:
     """Forces all files of a folder to the disk and writes their digests into it."""
     names = _files(folder)
     with futures.ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(lambda name: _digest(folder / name, sync=True), names)
+        digests = pool.map(lambda name: sha256(folder / name, sync=True), names)
         lines = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
     seal = hashlib.sha256(lines.encode()).hexdigest()
     write_atomically(folder / DIGESTS, f"{lines}# {seal}\n".encode())
@@ -60,7 +60,7 @@ def verify(folder: pathlib.Path, items: Iterable[str] | None = None) -> str:
 
     def look(name: str) -> str:
         try:
-            return "" if _digest(folder / name) == expected[name] else f"{name} is changed"
+            return "" if sha256(folder / name) == expected[name] else f"{name} is changed"
         except OSError as error:
             return f"{name} is not readable ({error.strerror})"
 
@@ -100,7 +100,8 @@ def _files(folder: pathlib.Path) -> list[str]:
     return sorted(name.as_posix() for name in names if name.as_posix() not in UNDIGESTED)
 
 
-def _digest(path: pathlib.Path, sync: bool = False) -> str:
+def sha256(path: pathlib.Path, sync: bool = False) -> str:
+    """Hexadecimal digest of a file; `sync` forces it to the disk first."""
     with open(path, "rb") as file:
         if sync:
             os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines import buckets, tokenizer
-from vidgen import checkpoint, weights
+from vidgen import checkpoint, published, weights
 from vidgen.models import layers, text, vae
 
 _TOKEN_MULTIPLE = 8  # padded tokens of a frame: flash kernels want even lengths
@@ -91,9 +91,9 @@ class Encoders:
         settings = self.config.text
         if not settings.folder:
             return split(functools.partial(text.T5Encoder, **settings.model.to_dict()))
-        arguments, params = text.load_t5(settings.folder)
-        graph, _ = split(functools.partial(text.T5Encoder, **arguments))
-        return graph, lambda key: params
+        source = published.open_source(published.find(settings.folder), "t5")
+        graph, _ = split(functools.partial(text.T5Encoder, **source.arguments))
+        return graph, lambda key: source.load(lambda path, value: jnp.asarray(value))
 
     def load(self):
         """Returns the frozen trees: the VAE of `config.vae.weights`, the text encoder of

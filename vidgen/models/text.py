@@ -1,22 +1,20 @@
 """T5 v1.1 encoder (Raffel et al. 2020, arXiv:1910.10683), with gated GELU (arXiv:2002.05202).
 
 It reads token numbers, and is always frozen here. Two kinds of weights: those of a published T5
-(`load_t5`), or random ones. Random ones are made to be useful: with `neighbours` each head looks at
-a fixed near offset, so that the features of a token are a random function of the letters around it.
+(layout `t5` of `vidgen.layouts`), or random ones. Random ones are made to be useful: with
+`neighbours` each head looks at a fixed near offset, so that the features of a token are a random
+function of the letters around it.
 
 Letters: `V` tokens of the vocabulary, `L` text tokens, `E` width, `N K` heads and head width,
 `F` width of the MLP, `R` buckets of relative positions.
 """
 
-import json
 import math
-import pathlib
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
 
 from vidgen.models import layers
@@ -137,87 +135,3 @@ class T5Encoder(nnx.Module):
         step = lambda x_BLE, block: (block(x_BLE, bias_BNLL), None)
         x_BLE, _ = jax.lax.scan(step, x_BLE, self.blocks)
         return self.final_norm(x_BLE).astype(jnp.float32)
-
-
-_SHARED = "encoder.embed_tokens.weight", "shared.weight"  # files hold one of them, or both
-_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-_LAYER_NAMES = {  # path in a block -> name in a block of the file
-    ("attn_norm", "weight"): "layer.0.layer_norm",
-    ("q", "kernel"): "layer.0.SelfAttention.q",
-    ("k", "kernel"): "layer.0.SelfAttention.k",
-    ("v", "kernel"): "layer.0.SelfAttention.v",
-    ("o", "kernel"): "layer.0.SelfAttention.o",
-    ("mlp_norm", "weight"): "layer.1.layer_norm",
-    ("wi_0", "kernel"): "layer.1.DenseReluDense.wi_0",
-    ("wi_1", "kernel"): "layer.1.DenseReluDense.wi_1",
-    ("wo", "kernel"): "layer.1.DenseReluDense.wo",
-}
-
-
-def params_from_t5(tensors, depth: int) -> dict:
-    """Params of `T5Encoder` from a mapping of a T5's PyTorch names to arrays; blocks are stacked.
-
-    Raises:
-        ValueError: If tensors are missing. Names all of them.
-    """
-    block = lambda i, name: f"encoder.block.{i}.{name}.weight"
-    shared = next((name for name in _SHARED if name in tensors), _SHARED[1])
-    needed = [shared, _BIAS, "encoder.final_layer_norm.weight"]
-    needed += [block(i, name) for i in range(depth) for name in _LAYER_NAMES.values()]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise ValueError(
-            f"the T5 weights lack {len(missing)} of {len(needed)} tensors, for example "
-            f"{missing[:3]}: use a T5 v1.1, with gated GELU (T5 v1.0 has another MLP)."
-        )
-    blocks = {}
-    for (part, leaf), name in _LAYER_NAMES.items():
-        stacked = np.stack([tensors[block(i, name)] for i in range(depth)])
-        blocks.setdefault(part, {})[leaf] = (
-            stacked.swapaxes(-1, -2) if leaf == "kernel" else stacked
-        )
-    return {
-        "embed": tensors[shared],
-        "relative_bias": tensors[_BIAS],
-        "blocks": blocks,
-        "final_norm": {"weight": tensors["encoder.final_layer_norm.weight"]},
-    }
-
-
-def load_t5(folder) -> tuple[dict, dict]:
-    """Reads a T5 from a local Hugging Face folder: (arguments of `T5Encoder`, its params as NumPy).
-
-    The folder needs `config.json` and the weights as safetensors, in one file or in shards.
-
-    Raises:
-        ValueError: If a file is missing, or the model is no T5 v1.1.
-    """
-    folder = pathlib.Path(folder)
-    paths = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").exists() or not paths:
-        raise ValueError(
-            f"{folder} holds no T5: it needs config.json and *.safetensors (convert .bin files "
-            f"first), and has {sorted(path.name for path in folder.glob('*')) or 'no files'}."
-        )
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("feed_forward_proj") != "gated-gelu":
-        raise ValueError(
-            f"{folder}/config.json has feed_forward_proj={config.get('feed_forward_proj')!r}: only "
-            "T5 v1.1 with 'gated-gelu' is supported."
-        )
-    tensors = {}
-    for path in paths:
-        with safetensors.safe_open(path, "np") as file:
-            names = [name for name in file.keys() if not name.startswith("decoder.")]  # noqa: SIM118
-            tensors |= {name: file.get_tensor(name) for name in names}
-    kwargs = {
-        "vocab_size": config["vocab_size"],
-        "width": config["d_model"],
-        "head_width": config["d_kv"],
-        "heads": config["num_heads"],
-        "mlp_width": config["d_ff"],
-        "depth": config["num_layers"],
-        "buckets": config.get("relative_attention_num_buckets", 32),
-        "max_distance": config.get("relative_attention_max_distance", 128),
-    }
-    return kwargs, params_from_t5(tensors, kwargs["depth"])
