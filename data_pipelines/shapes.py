@@ -35,9 +35,9 @@ COLOURS = {  # sRGB, far apart in hue, and from the backgrounds also at half the
     "cyan": (0, 195, 210),
 }
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # rows, columns
-SPEEDS = {"slow": 0.12, "fast": 0.36}  # short sides per second
-SIZES = {"small": 0.15, "large": 0.22}  # radius in short sides
-BACKGROUNDS = {"black": (8, 8, 8), "white": (247, 247, 247), "gray": (128, 128, 128)}
+SPEEDS = {"slow": 0.12, "fast": 0.27}  # short sides per second
+SIZES = {"small": 0.17, "large": 0.25}  # radius in short sides
+BACKGROUNDS = {"black": (8, 8, 8), "gray": (80, 80, 80), "navy": (12, 16, 88)}
 ATTRIBUTES = ("shape", "colour", "direction", "speed", "size", "background")
 VALUES = {
     "shape": SHAPES,
@@ -51,20 +51,14 @@ VALUES = {
 _ADVERBS = {"slow": "slowly", "fast": "quickly"}
 _VIDEO_CAPTIONS = (
     "a {size} {colour} {shape} moves {direction} {adverb} on a {background} background",
-    "a {size} {colour} {shape} moving {adverb} {direction} on a {background} background",
-    "on a {background} background a {size} {colour} {shape} moves {adverb} {direction}",
+    "a {size} {colour} {shape} moving {adverb} {direction} on {background}",
     "{size} {colour} {shape} moving {direction} {adverb}, {background} background",
-    "a {size} {colour} {shape} {adverb} goes {direction} on {background}",
-    "{background} background, a {size} {colour} {shape} goes {direction} {adverb}",
-    "a {speed} {size} {colour} {shape} moves {direction} on a {background} background",
-    "a {speed}, {size}, {colour} {shape} going {direction} on {background}",
+    "a {size} {colour} {shape} goes {direction} {adverb} on {background}",
 )
 _IMAGE_CAPTIONS = (
     "a {size} {colour} {shape} on a {background} background",
     "an image of a {size} {colour} {shape} on {background}",
     "{size} {colour} {shape}, {background} background",
-    "on a {background} background, a {size} {colour} {shape}",
-    "{background} background with a {size} {colour} {shape}",
     "a still {size} {colour} {shape} on {background}",
 )
 _SUPERSAMPLES = 4  # an edge has 16 levels
@@ -204,7 +198,7 @@ def render(
     fps: float | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws the clip, uint8 [T, H, W, 3]; the start position is random.
+    """Draws the clip, uint8 [T, H, W, 3]; the place is random, in the half that it moves to.
 
     Raises:
         ValueError: If the object would leave the picture before the last frame.
@@ -226,7 +220,9 @@ def render(
     path = np.arange(num_frames)[:, None] * step  # [T, 2]
     low = np.array([up, left]) - path.min(0)
     high = np.array([height - down, width - right]) - path.max(0)
-    centres = low + rng.random(2) * np.maximum(high - low, 0) + path
+    place = rng.random(2)  # of the room that the path leaves: 0 is at the top or left
+    place = np.where(step == 0, place, 0.5 + 0.5 * np.sign(step) * place)
+    centres = low + place * np.maximum(high - low, 0) + path
     mask = np.stack([coverage(attributes.shape, radius, c, height, width) for c in centres])
     back = np.array(BACKGROUNDS[attributes.background], np.float32)
     front = np.array(COLOURS[attributes.colour], np.float32)
