@@ -198,7 +198,7 @@ def render(
     fps: float | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws the clip, uint8 [T, H, W, 3]; the place is random, in the half that it moves to.
+    """Draws the clip, uint8 [T, H, W, 3]; the place is random, in the third that it moves to.
 
     Raises:
         ValueError: If the object would leave the picture before the last frame.
@@ -221,7 +221,7 @@ def render(
     low = np.array([up, left]) - path.min(0)
     high = np.array([height - down, width - right]) - path.max(0)
     place = rng.random(2)  # of the room that the path leaves: 0 is at the top or left
-    place = np.where(step == 0, place, 0.5 + 0.5 * np.sign(step) * place)
+    place = np.where(step == 0, place, 0.5 + np.sign(step) * (0.2 + 0.3 * place))
     centres = low + place * np.maximum(high - low, 0) + path
     mask = np.stack([coverage(attributes.shape, radius, c, height, width) for c in centres])
     back = np.array(BACKGROUNDS[attributes.background], np.float32)
