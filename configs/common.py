@@ -13,6 +13,8 @@ def base() -> ConfigDict:
     config.seed = 0  # of parameters, order of the data, noise
     config.num_steps = 1000
     config.dtype = "auto"  # of the computation: bfloat16 on GPUs, float32 on CPU
+    config.compat = ""  # "open-sora-1.2" rounds where the original does: docs/weights.md
+    config.start_from = ""  # weights to start with: the --out of vidgen.convert --to=vidgen
 
     config.data = ConfigDict()
     config.data.path = ""  # a folder of shards: python -m data_pipelines.pipeline, or vidgen.encode

@@ -40,16 +40,15 @@ def _drawn(name, values, **settings):
         return flow.sample_t(jax.random.key(0), len(values), method=method, **settings)
 
 
-def _ratio(inputs):
-    return flow.shift_ratio(*(jnp.asarray(inputs[k]) for k in ("height", "width", "num_frames")))
-
-
 def _check_draws(case, variant):
     inputs = case.inputs(variant)
     got = {"uniform": _drawn("uniform", inputs["uniform"])}
     for i, settings in enumerate(case.config["timestep_draw_logit_normal"]):
         got[f"logit_normal_{i}"] = _drawn("normal", inputs["normal"], **settings)
-    got |= {f"{name}_warped": flow.shift_t(t, _ratio(inputs)) for name, t in got.items()}
+    got |= {
+        f"{name}_warped": flow.shift_t(t, golden_data.exact_ratio(inputs))
+        for name, t in got.items()
+    }
     case.check_all(variant, {name: 1000 * t for name, t in got.items()})
 
 
@@ -69,7 +68,7 @@ def _check_loss(case, variant):
     elif "uniform" in inputs:
         t_B = _drawn("uniform", inputs["uniform"])
     else:
-        t_B = flow.shift_t(_drawn("normal", inputs["normal"]), _ratio(inputs))
+        t_B = flow.shift_t(_drawn("normal", inputs["normal"]), golden_data.exact_ratio(inputs))
     noisy, velocity = flow.interpolate(x, noise, t_B, mask)
 
     @golden_utils.quick_jit
@@ -117,7 +116,7 @@ def _check_sampling(case, variant):
     settings.pop("mask_Bt")
     text = settings.pop("text_BLE")
     drop = jnp.arange(2 * clips) >= clips
-    ratio = jnp.ones(clips) if "plain" in variant else _ratio(inputs)
+    ratio = jnp.ones(clips) if "plain" in variant else golden_data.exact_ratio(inputs)
     t_nB = flow.time_steps(case.config["num_sampling_steps"], ratio)
     edit = None if edit is None else jnp.asarray(edit)
     done = None if edit is None else edit == 1

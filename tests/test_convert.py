@@ -36,6 +36,9 @@ def test_a_golden_state_dict_comes_back_bit_for_bit(tmp_path, name, dtype, shard
     convert.to_vidgen(str(source), CASES[name], tmp_path / "ours")
     convert.to_open_sora(tmp_path / "ours", tmp_path / "out", shard_bytes=2**20 // shards)
     assert_same_bits(read_folder(tmp_path / "out"), tensors)
+    imported = weights.flatten(checkpoint.load_params(tmp_path / "ours"))
+    direct = published.open_source(source, CASES[name]).load()
+    assert_same_bits(imported, weights.flatten(direct))
     again = published.open_source(tmp_path / "out", CASES[name])  # its own config.json is enough
     assert again.shapes == published.open_source(source, CASES[name]).shapes
 

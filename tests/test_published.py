@@ -121,9 +121,10 @@ def test_headers_that_lie_are_refused_before_anything_is_allocated(tmp_path, cha
         lambda data: data[:5],
         lambda data: b"\xff" * 8 + data[8:],
         lambda data: data[:8] + b"?" + data[9:],
+        lambda data: (30000).to_bytes(8, "little") + b"[" * 30000,
         lambda data: b"",
     ],
-    ids=["truncated", "bloated", "cut", "long header", "no json", "empty"],
+    ids=["truncated", "bloated", "cut", "long header", "no json", "deep", "empty"],
 )
 def test_damaged_files_are_refused(tmp_path, change):
     source = tiny_stdit(tmp_path)

@@ -6,11 +6,12 @@ import pathlib
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from tests import processes
 from tests import toy_training as toy
-from vidgen import runtime, train
+from vidgen import checkpoint, convert, runtime, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def test_the_loop_fits_on_two_screens_and_knows_no_task():
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not attributes & {"task", "kinds", "TextToVideo", "Autoencoder"}  # config.task
     assert not names & {"isinstance", "hasattr", "getattr", "type"}
+
+
+def test_a_run_starts_from_weights_that_went_out_and_in(finished, latents, vae, tmp_path):
+    convert.to_open_sora(finished, tmp_path / "export")
+    convert.to_vidgen(str(tmp_path / "export"), "stdit", tmp_path / "ours")
+    command = toy.text_to_video(latents, tmp_path / "run", vae)
+    command += [f"--config.start_from={tmp_path}/ours", "--config.num_steps=1"]
+    toy.run([*command, "--config.schedule.lr=0.0"])  # so the weights stay as they came
+    started = weights.flatten(checkpoint.load_params(tmp_path / "run", "params"))
+    for name, value in weights.flatten(checkpoint.load_params(finished)).items():
+        np.testing.assert_array_equal(started[name], value, err_msg=name)
+    again = toy.text_to_video(latents, tmp_path / "other", vae)
+    refused(
+        [*again, "--config.start_from=nowhere"], "start_from=nowhere is no file: give the --out"
+    )
+    refused([*again, f"--config.start_from={vae}"], "do not fit the config:")
+    assert not (tmp_path / "other/run.json").exists()
 
 
 FRAMES_16 = '{"32": {"16": (1.0, 2), "1": (1.0, 2)}}'

@@ -58,3 +58,18 @@ def test_weights_of_another_model_are_refused_with_all_differences():
         "  blocks/0/kernel: (3, 2) there, (2, 3) in the config's model",
         "Use the config that they were trained with.",
     ]
+
+
+def test_weights_reach_their_devices_a_part_each(tmp_path, mesh):
+    tree = {"kernel": np.arange(24.0, dtype=np.float32).reshape(4, 6), "scale": np.float32(2.0)}
+    weights.save_safetensors(tree, tmp_path / "weights.safetensors")
+    places = {
+        "kernel": jax.ShapeDtypeStruct(
+            (4, 6), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("data", "fsdp"))
+        ),
+        "scale": jax.ShapeDtypeStruct((), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P())),
+    }
+    got = weights.load_placed(tmp_path, places)
+    assert got["kernel"].addressable_shards[0].data.shape == (1, 3)
+    np.testing.assert_array_equal(got["kernel"], tree["kernel"].astype(jnp.bfloat16))
+    assert float(got["scale"]) == 2 and got["kernel"].sharding == places["kernel"].sharding

@@ -46,6 +46,13 @@ def test_another_config_is_refused_field_by_field(tmp_path):
     assert (tmp_path / "run.json").read_text() == before
 
 
+def test_a_field_of_a_later_version_may_come_empty(tmp_path):
+    workdir.guard(tmp_path, CONFIG, "f1")
+    workdir.guard(tmp_path, CONFIG | {"compat": ""}, "f1")
+    with pytest.raises(ValueError, match='compat: "" there, "open-sora-1.2" here'):
+        workdir.guard(tmp_path, CONFIG | {"compat": "open-sora-1.2"}, "f1")
+
+
 def test_other_data_are_refused(tmp_path):
     workdir.guard(tmp_path, CONFIG, "f1")
     with pytest.raises(ValueError, match=r"f1 there, f2 here.*other clips.*another workdir"):

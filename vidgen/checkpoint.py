@@ -262,7 +262,8 @@ def load_params(
     """Reads the weights of a trained model, without the optimizer's state.
 
     Args:
-        path: A working folder, or a .safetensors file with names such as "blocks/attn/kernel".
+        path: A working folder, a .safetensors file with names such as "blocks/attn/kernel", or a
+            folder of `vidgen.convert`.
         weights: "ema" for the moving average or "params" for the last update's; for a folder.
         step: A step of the folder; by default the newest sound one.
 
@@ -275,8 +276,9 @@ def load_params(
         ValueError: If `weights` is another word.
     """
     path = pathlib.Path(path).absolute()
-    if path.is_file():
-        return weights_lib.load_file(path)
+    for file in (path, path / weights_lib.WEIGHTS):
+        if file.is_file():
+            return weights_lib.load_file(file)
     return read_item(find_item(path, weights, step))
 
 

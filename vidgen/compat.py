@@ -12,23 +12,29 @@ class Switches:
     """Each field names one departure; True follows the original.
 
     Args:
-        bfloat16_rotary: Rotary frequencies, angles, sines and cosines are rounded to bfloat16, if
-            the model computes in it (spec 1.2).
-        bfloat16_positions: So are the frequencies and pixel sizes of the positional embedding, and
-            the frame rate (spec 1.2).
-        bfloat16_time: Times of the model are rounded to bfloat16 in units of 0..1000, which leaves
-            steps of 4 above 512 (spec 1.2).
-        bfloat16_shift: Sizes and every step of the ratio that shifts times are rounded (spec 4).
+        rounded_rotary: Rotary frequencies and angles are rounded to the type that the model
+            computes in (spec 1.2).
+        rounded_positions: So are the frequencies of the positional embedding (spec 1.2).
+        rounded_time: So are times, in units of 0..1000, and frame rates: bfloat16 has steps of 4
+            above 512 (spec 1.2).
+        bfloat16_sizes: Pixel sizes are rounded to bfloat16 in the positional embedding, and with
+            every step of the ratio that shifts times (spec 1.2, 4).
+        bfloat16_target: Latents, noise, and the velocity between them are rounded to bfloat16 in
+            training (spec 4).
+        rounded_statistics: Mean and deviation of the VAE's latents are rounded to the type that
+            it computes in (spec 2.3).
         short_clips_unshifted: 2 to 16 frames count as no latent frame, so their ratio is 0 and all
             their times are 0 (spec 4).
         swapped_linear_cycle: The linear form of the one-cycle schedule runs from its largest rate
             to its smallest, jumps, and rises again (spec 7.1).
     """
 
-    bfloat16_rotary: bool = False
-    bfloat16_positions: bool = False
-    bfloat16_time: bool = False
-    bfloat16_shift: bool = False
+    rounded_rotary: bool = False
+    rounded_positions: bool = False
+    rounded_time: bool = False
+    bfloat16_sizes: bool = False
+    bfloat16_target: bool = False
+    rounded_statistics: bool = False
     short_clips_unshifted: bool = False
     swapped_linear_cycle: bool = False
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines import buckets, tokenizer
-from vidgen import checkpoint, published, weights
+from vidgen import checkpoint, compat, published, weights
 from vidgen.models import layers, text, vae
 
 _TOKEN_MULTIPLE = 8  # padded tokens of a frame: flash kernels want even lengths
@@ -42,7 +42,8 @@ def compute_dtype(config) -> str:
 def vae_maker(config):
     """Returns what makes the config's VAE, given `rngs`."""
     model = config.vae.model.to_dict()
-    return functools.partial(vae.VideoVAE, **model, dtype=compute_dtype(config))
+    kinds = {"dtype": compute_dtype(config), "compat": config.get("compat", "")}
+    return functools.partial(vae.VideoVAE, **model, **kinds)
 
 
 def vae_strides(config) -> dict[str, int]:
@@ -80,6 +81,7 @@ class Encoders:
         self.vae_graph, self._init_vae = split(vae_maker(config))
         self.patch = tuple(config.model.patch)
         self.position_size = config.flow.position_size
+        self.switches = compat.switches(config.get("compat", ""))  # older runs have no such field
         self.strides = vae_strides(config)
         self.latent_channels = len(config.vae.model.shift)
         self.tokenize = tokenizer.make_tokenize(config.text.folder or None, config.text.max_tokens)
@@ -149,6 +151,8 @@ class Encoders:
             patch holds a cell of the latent and 0 in padding.
         """
         rows, columns = layers.patch_grid(latent_height, latent_width, self.patch)
+        if self.switches.bfloat16_sizes:
+            pixel_size = tuple(float(jnp.bfloat16(side)) for side in pixel_size)
         budget = self.budget(latent_height, latent_width)
         position_S2 = layers.patch_positions(rows, columns, pixel_size, self.position_size, budget)
         ones = np.ones((1, 1, latent_height, latent_width, self.latent_channels), np.float32)

@@ -18,7 +18,7 @@ def _spread(values, like):
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def interpolate(latent, noise, t_B, mask_Bt=None):
+def interpolate(latent, noise, t_B, mask_Bt=None, compat: str = ""):
     """Returns the noisy latent at time t, and the velocity that the model learns.
 
     Rectified flow (Liu et al. 2022, arXiv:2209.03003, Eq. 1), with time reversed: t = 0 is data and
@@ -29,6 +29,7 @@ def interpolate(latent, noise, t_B, mask_Bt=None):
         noise: Standard normal noise of the same shape.
         t_B: One time per clip, in [0, 1].
         mask_Bt: False where a latent frame is given: it stays clean.
+        compat: See `compat.Switches.bfloat16_target`.
 
     Returns:
         (noisy, velocity). The velocity is latent - noise, on every frame.
@@ -40,10 +41,14 @@ def interpolate(latent, noise, t_B, mask_Bt=None):
         raise ValueError(
             f"latent {latent.shape} and noise {noise.shape} differ in shape: draw noise like it."
         )
+    rounded = lambda x: x
+    if compat_lib.switches(compat).bfloat16_target:
+        rounded = lambda x: x.astype(jnp.bfloat16).astype(x.dtype)
+    latent, noise = rounded(latent), rounded(noise)
     t = _spread(t_B, latent)
     if mask_Bt is not None:
         t = jnp.where(_spread(mask_Bt, latent), t, 0.0)
-    return (1 - t) * latent + t * noise, latent - noise
+    return (1 - t) * latent + t * noise, rounded(latent - noise)
 
 
 def loss(prediction, velocity, real, mask_Bt=None):
@@ -84,11 +89,11 @@ def shift_ratio(
 
     Args:
         base_size: Pixels a side at which one frame has the ratio 1.
-        compat: See `compat.Switches`: `bfloat16_shift` rounds every step and gives bfloat16,
+        compat: See `compat.Switches`: `bfloat16_sizes` rounds every step and gives bfloat16,
             `short_clips_unshifted` takes the zero.
     """
     switches = compat_lib.switches(compat)
-    dtype = jnp.bfloat16 if switches.bfloat16_shift else jnp.float32
+    dtype = jnp.bfloat16 if switches.bfloat16_sizes else jnp.float32
     height, width, num_frames = (jnp.asarray(x, dtype) for x in (height, width, num_frames))
     latent_frames = num_frames // 17 * 5
     least = jnp.where(num_frames == 1, 1, 0) if switches.short_clips_unshifted else 1

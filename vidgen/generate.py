@@ -25,10 +25,10 @@ class Sampler:
     Args:
         graph: Graph of the STDiT.
         encoders: The config's `Encoders`.
-        shift: `base_size` and `scale` of `flow.shift_ratio`.
+        shift: `base_size`, `scale` and `compat` of `flow.shift_ratio`.
     """
 
-    def __init__(self, graph, encoders, **shift: float):
+    def __init__(self, graph, encoders, **shift):
         self.graph, self.encoders, self.shift = graph, encoders, shift
 
     def __call__(

@@ -144,11 +144,14 @@ class TextToVideo:
     def __init__(self, config):
         self.model_config = config.model.to_dict()
         dtype = encoders.compute_dtype(config)
-        make_model = functools.partial(stdit.STDiT, **self.model_config, dtype=dtype)
+        self.compat = config.get("compat", "")  # runs of older versions have no such field
+        kinds = {"dtype": dtype, "compat": self.compat}
+        make_model = functools.partial(stdit.STDiT, **self.model_config, **kinds)
         self.graph, self.init = encoders.split(make_model)
         self.encoders = encoders.Encoders(config)
         self.sample_method = config.flow.sample_method
         self.shift = {"base_size": config.flow.base_size, "scale": config.flow.shift}
+        self.shift["compat"] = self.compat
         self.sampler = generate.Sampler(self.graph, self.encoders, **self.shift)
         self.preview_settings = config.preview.settings.to_dict()
         if config.preview.every:
@@ -239,7 +242,9 @@ class TextToVideo:
         t_B = flow.sample_t(t_key, len(tokens_BtSP), method=self.sample_method)
         t_B = flow.shift_t(t_B, batch["ratio"])
         noise_BtSP = jax.random.normal(noise_key, tokens_BtSP.shape) * batch["real"]
-        noisy_BtSP, velocity_BtSP = flow.interpolate(tokens_BtSP, noise_BtSP, t_B, mask_Bt)
+        noisy_BtSP, velocity_BtSP = flow.interpolate(
+            tokens_BtSP, noise_BtSP, t_B, mask_Bt, self.compat
+        )
         prediction_BtSP = model(
             noisy_BtSP,
             t_B,

@@ -94,7 +94,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
         header.pop("__metadata__", None)
         rows = [_row(name, entry) for name, entry in header.items()]
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise refuse(f"its header cannot be read ({error})") from error
     place, entries = 0, {}
     for name, dtype, shape, (start, end) in sorted(rows, key=lambda row: row[3]):

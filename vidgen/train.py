@@ -27,6 +27,7 @@ from vidgen import (
     sharding,
     tasks,
     train_state,
+    weights,
     workdir,
 )
 
@@ -80,6 +81,9 @@ def train(config, folder) -> int:
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
+        is_new = not (pathlib.Path(folder) / "checkpoints").is_dir()
+        if config.get("start_from") and is_new:
+            weights.open_file(config.start_from, abstract.params)
         workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
         restored = ckpt.restore(sharding.placed(abstract, places))
@@ -87,6 +91,9 @@ def train(config, folder) -> int:
     with jax.set_mesh(mesh):
         fresh = jax.jit(init, out_shardings=places)
         state = restored[0] if restored else fresh(jax.random.key(config.seed))
+        if config.get("start_from") and not restored:
+            params = sharding.placed(abstract, places).params
+            state = train_state.start_from(state, config.start_from, params)
         start = int(state.step)
 
         def place(numbered):

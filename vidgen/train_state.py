@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidgen import optim
+from vidgen import optim, weights
 
 
 @flax.struct.dataclass
@@ -23,6 +23,21 @@ def init_state(key, *, task, tx) -> TrainState:
     params = task.init(key)
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
+
+
+def start_from(state: TrainState, path, places) -> TrainState:
+    """A new state with the parameters and the average of a file; each process reads its parts.
+
+    Args:
+        state: As `init_state` makes it.
+        path: A file, or a folder with `weights.safetensors`, in our layout.
+        places: Shapes and shardings of the parameters.
+
+    Raises:
+        ValueError: If the file's arrays are not those of the model.
+    """
+    params = weights.load_placed(path, places)
+    return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
 
 def step_key(config, step, purpose: int):
@@ -45,5 +60,6 @@ def train_step(state, frozen, batch, *, task, tx, config):
 
 def make_optimizer(config) -> optax.GradientTransformation:
     """The optimizer of a config."""
-    rate = optim.schedule(config.num_steps, **config.schedule.to_dict())
+    compat = config.get("compat", "")  # configs of older runs have no such field
+    rate = optim.schedule(config.num_steps, compat=compat, **config.schedule.to_dict())
     return optim.make_optimizer(rate, **config.optim.to_dict())

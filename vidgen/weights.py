@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from vidgen import digests
+from vidgen import digests, torch_files
 
 PyTree = Any
+WEIGHTS = "weights.safetensors"  # of a folder of vidgen.convert
 
 
 def load_file(path: str | os.PathLike) -> dict[str, Any]:
@@ -26,6 +27,44 @@ def load_file(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): fetch or make it again."
         ) from error
+
+
+def open_file(path: str | os.PathLike, expected: PyTree) -> dict[str, torch_files.Entry]:
+    """The arrays of a file by name, if they are those of `expected`; reads its header only.
+
+    Raises:
+        ValueError: As `load_placed`.
+    """
+    path = pathlib.Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"start_from={path} is no file: give the --out of vidgen.convert --to=vidgen."
+        )
+    entries = torch_files.read_header(path)
+    check_tree(unflatten(entries), expected, name=str(path))
+    return entries
+
+
+def load_placed(path: str | os.PathLike, places: PyTree) -> PyTree:
+    """Reads a params tree onto its devices; a process reads only what its devices hold.
+
+    Args:
+        path: A .safetensors file in our layout, or a folder with `weights.safetensors`.
+        places: For each array a jax.ShapeDtypeStruct with its sharding.
+
+    Raises:
+        ValueError: If the file is damaged, or its arrays are not those of `places`.
+    """
+    entries = open_file(path, places)
+
+    def place(name, like):
+        entry = entries[name]
+        values = np.memmap(entry.path, entry.dtype, "r", entry.start, entry.shape or (1,))
+        part = lambda index: np.asarray(values.reshape(entry.shape)[index], like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+    return unflatten({name: place(name, like) for name, like in flatten(places).items()})
 
 
 def save_safetensors(

@@ -58,6 +58,7 @@ def guard(
             f"  {name}: {_shown(old, name)} there, {_shown(new, name)} here"
             for name in sorted(old.keys() | new.keys())
             if old.get(name, ...) != new.get(name, ...)
+            and (name in old or new[name])  # a later version's field, left empty, changes nothing
             and not any(name == field or name.startswith(field + ".") for field in allowed)
         ]
         if changed:

@@ -88,13 +88,14 @@ def sinusoid(value_B: jax.Array, features: int = 256) -> jax.Array:
     return jnp.pad(table, ((0, 0), (0, features % 2)))
 
 
-def position_embedding(position_BS2: jax.Array, width: int) -> jax.Array:
+def position_embedding(position_BS2: jax.Array, width: int, dtype=jnp.float32) -> jax.Array:
     """Fixed sine-cosine embedding of (row, column) coordinates: [B, S, width] in float32.
 
     The first half of the width encodes the column, the second half the row; each half holds its
-    sines, then its cosines.
+    sines, then its cosines. Frequencies are rounded to `dtype` (`compat.rounded_positions`).
     """
     frequencies_F = MAX_PERIOD ** (-2 * jnp.arange(width // 4) / (width // 2))
+    frequencies_F = frequencies_F.astype(dtype).astype(jnp.float32)
     angle_BS2F = position_BS2[..., ::-1, None].astype(jnp.float32) * frequencies_F.reshape(
         1, 1, 1, -1
     )
@@ -108,9 +109,16 @@ def rope_frequencies(head_width: int) -> np.ndarray:
     return (MAX_PERIOD ** (-2 * np.arange(head_width // 2) / head_width)).astype(np.float32)
 
 
-def rotate(x_bTNK: jax.Array, frequencies_F: jax.Array) -> jax.Array:
+def rope_angles(length: int, frequencies_F: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """Angles [length, F] in float32, rounded like their frequencies to `dtype`
+    (`compat.rounded_rotary`)."""
+    position_T = jnp.arange(length).astype(dtype)
+    return (position_T[:, None] * frequencies_F.astype(dtype)[None]).astype(jnp.float32)
+
+
+def rotate(x_bTNK: jax.Array, frequencies_F: jax.Array, dtype=jnp.float32) -> jax.Array:
     """Rotates neighbouring pairs of channels by position times frequency, along axis 1."""
-    angle_TF = jnp.arange(x_bTNK.shape[1], dtype=jnp.float32)[:, None] * frequencies_F[None]
+    angle_TF = rope_angles(x_bTNK.shape[1], frequencies_F, dtype)
     cos = jnp.cos(angle_TF)[None, :, None, :, None].astype(x_bTNK.dtype)
     sin = jnp.sin(angle_TF)[None, :, None, :, None].astype(x_bTNK.dtype)
     pairs = einops.rearrange(x_bTNK, "b t n (f two) -> b t n f two", two=2)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vidgen import compat as compat_lib
 from vidgen.models import attention, layers
 
 _ZERO = nnx.initializers.zeros_init()
@@ -24,8 +25,10 @@ class SelfAttention(nnx.Module):
     """Attention among the tokens of axis 1, with normalised queries and keys and optional
     rotation."""
 
-    def __init__(self, width, heads, *, rngs, dtype, qk_norm, init_out=None):
-        self.heads = heads
+    def __init__(
+        self, width, heads, *, rngs, dtype, qk_norm, init_out=None, rope_dtype=jnp.float32
+    ):
+        self.heads, self.rope_dtype = heads, rope_dtype
         self.qkv = layers.linear(width, 3 * width, rngs=rngs, dtype=dtype)
         self.q_norm = layers.RMSNorm(width // heads) if qk_norm else None
         self.k_norm = layers.RMSNorm(width // heads) if qk_norm else None
@@ -39,7 +42,8 @@ class SelfAttention(nnx.Module):
         if self.q_norm is not None:
             q_bqNK, k_bqNK = self.q_norm(q_bqNK), self.k_norm(k_bqNK)
         if rope_F is not None:
-            q_bqNK, k_bqNK = layers.rotate(q_bqNK, rope_F), layers.rotate(k_bqNK, rope_F)
+            q_bqNK = layers.rotate(q_bqNK, rope_F, self.rope_dtype)
+            k_bqNK = layers.rotate(k_bqNK, rope_F, self.rope_dtype)
         out_bqNK = attention.attention(q_bqNK, k_bqNK, v_bqNK, length_b=length_b)
         return self.proj(einops.rearrange(out_bqNK, "b q n k -> b q (n k)"))
 
@@ -70,14 +74,19 @@ class Block(nnx.Module):
     with rotary positions, and starts as the identity.
     """
 
-    def __init__(self, axis, width, heads, mlp_ratio, *, rngs, dtype, qk_norm):
+    def __init__(self, axis, width, heads, mlp_ratio, *, rngs, dtype, qk_norm, rope_dtype):
         init_out = _ZERO if axis == "time" else None
         self.axis = axis
         self.scale_shift_table = nnx.Param(
             jax.random.normal(rngs.params(), (6, width)) / width**0.5
         )
         self.attn = SelfAttention(
-            width, heads, rngs=rngs, dtype=dtype, qk_norm=qk_norm, init_out=init_out
+            *(width, heads),
+            rngs=rngs,
+            dtype=dtype,
+            qk_norm=qk_norm,
+            init_out=init_out,
+            rope_dtype=rope_dtype,
         )
         self.cross_attn = CrossAttention(width, heads, rngs=rngs, dtype=dtype, init_out=init_out)
         self.mlp = layers.MLP(
@@ -178,6 +187,8 @@ class STDiT(nnx.Module):
         dtype: Of the computation; parameters stay in float32.
         remat: Recompute each block in the backward pass, to save memory.
         unroll: How many pairs of blocks the compiler sees at once (`True`: all).
+        compat: "open-sora-1.2" rounds positions, times and rotary angles to `dtype`, as the
+            original does: see `vidgen.compat`.
     """
 
     def __init__(
@@ -196,6 +207,7 @@ class STDiT(nnx.Module):
         dtype="float32",
         remat: bool = False,
         unroll: int | bool = 1,
+        compat: str = "",
         rngs: nnx.Rngs,
     ):
         if width % heads or (width // heads) % 2 or width % 4:
@@ -204,6 +216,10 @@ class STDiT(nnx.Module):
                 "of 4, and divide into heads of even width."
             )
         self.dtype, self.remat, self.unroll = jnp.dtype(dtype), remat, unroll
+        switches, exact = compat_lib.switches(compat), jnp.dtype(jnp.float32)
+        self.time_dtype = self.dtype if switches.rounded_time else exact
+        self.position_dtype = self.dtype if switches.rounded_positions else exact
+        rope_dtype = self.dtype if switches.rounded_rotary else exact
         kinds = {"rngs": rngs, "dtype": self.dtype}
         self.in_channels, self.predict_sigma = in_channels, predict_sigma
         patch_values = in_channels * patch[0] * patch[1]
@@ -221,7 +237,11 @@ class STDiT(nnx.Module):
 
         def stack(axis):
             make = lambda key: Block(
-                axis, width, heads, mlp_ratio, rngs=nnx.Rngs(key), dtype=self.dtype, qk_norm=qk_norm
+                *(axis, width, heads, mlp_ratio),
+                rngs=nnx.Rngs(key),
+                dtype=self.dtype,
+                qk_norm=qk_norm,
+                rope_dtype=rope_dtype,
             )
             return jax.vmap(make)(jax.random.split(rngs.params(), depth))
 
@@ -256,10 +276,11 @@ class STDiT(nnx.Module):
             drop_text_B: True where the null caption replaces the text.
         """
         tokens_BtSP, text_BLE = tokens_BtSP.astype(self.dtype), text_BLE.astype(self.dtype)
-        fps_BD = self.fps_embedder(layers.sinusoid(fps_B).astype(self.dtype))
+        embed = lambda x_B: layers.sinusoid(x_B.astype(self.time_dtype)).astype(self.dtype)
+        fps_BD = self.fps_embedder(embed(fps_B))
 
         def embed_time(t_B):
-            t_BD = self.t_embedder(layers.sinusoid(1000.0 * t_B).astype(self.dtype)) + fps_BD
+            t_BD = self.t_embedder(embed(1000.0 * t_B)) + fps_BD
             six = self.t_block(jax.nn.silu(t_BD))
             return t_BD, einops.rearrange(six, "b (six d) -> b 1 six d", six=6)
 
@@ -271,7 +292,9 @@ class STDiT(nnx.Module):
 
         text_BLD = self.y_embedder(text_BLE, drop_text_B)
         x_BtSD = self.x_embedder(tokens_BtSP)
-        position_BSD = layers.position_embedding(position_BS2, x_BtSD.shape[-1])
+        position_BSD = layers.position_embedding(
+            position_BS2, x_BtSD.shape[-1], self.position_dtype
+        )
         x_BtSD = x_BtSD + position_BSD[:, None].astype(self.dtype)
 
         x_BtSD = self._run_blocks(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vidgen import compat as compat_lib
 from vidgen.models import vae_spatial, vae_temporal
 
 SHIFT = (-0.10, 0.34, 0.27, 0.98)  # mean and deviation of the published model's latents
@@ -93,6 +94,7 @@ class VideoVAE(nnx.Module):
         init_gain: Factor on PyTorch's default initial kernels. sqrt(6), He's variance, lets small
             models leave the plateau of gray blobs: 22.8 dB instead of 18.9 after 300 updates.
         dtype: Compute type; parameters, norm statistics and results are float32.
+        compat: See `compat.Switches.rounded_statistics`.
     """
 
     def __init__(
@@ -107,8 +109,11 @@ class VideoVAE(nnx.Module):
         micro_batch: int | None = None,
         init_gain: float = 1.0,
         dtype=jnp.float32,
+        compat: str = "",
         rngs: nnx.Rngs,
     ):
+        is_rounded = compat_lib.switches(compat).rounded_statistics
+        self.statistics_dtype = jnp.dtype(dtype if is_rounded else jnp.float32)
         kinds = {"init_gain": init_gain, "dtype": dtype, "rngs": rngs}
         self.spatial = vae_spatial.SpatialVAE(**(spatial or {}), **kinds)
         channels = self.spatial.latent_channels
@@ -209,7 +214,8 @@ class VideoVAE(nnx.Module):
         return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
     def _wide(self, value, z):
-        return value[...].reshape((1,) * (z.ndim - 1) + (-1,))
+        value = value[...].astype(self.statistics_dtype).astype(jnp.float32)
+        return value.reshape((1,) * (z.ndim - 1) + (-1,))
 
 
 def _in_slices(f, x, size):
