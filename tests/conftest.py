@@ -18,7 +18,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 _GOLDEN = pathlib.Path(__file__).parent / "golden"
-_WORST = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -39,15 +38,13 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("golden_folder", folders, ids=lambda path: path.name)
 
 
-@pytest.fixture(scope="session")
-def worst_errors(request):
-    """Largest error by golden case, as a share of its tolerance; shown at the end."""
-    return request.config.stash.setdefault(_WORST, {})
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    for name, share in config.stash.get(_WORST, {}).items():
-        terminalreporter.write_line(f"{name}: largest error {share:.1%} of the tolerance")
+def pytest_terminal_summary(terminalreporter):
+    """Shows what golden cases recorded; reports carry it also from the workers of xdist."""
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, share in report.user_properties:
+            if name.startswith("golden ") and report.when == "call":
+                line = f"{name.removeprefix('golden ')}: largest error {share:.1%} of the tolerance"
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

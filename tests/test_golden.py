@@ -33,13 +33,13 @@ CHECKS = {
 }
 
 
-def test_case_equals_the_reference(golden_folder, worst_errors):
+def test_case_equals_the_reference(golden_folder, record_property):
     case = golden_utils.open_case(golden_folder)
     assert case.kind in CHECKS, f"{golden_folder} is of the unknown kind {case.kind!r}"
     assert case.spec["format"] == 1
     CHECKS[case.kind](case)
     case.check_complete()
-    worst_errors[case.name] = case.worst
+    record_property(f"golden {case.name}", case.worst)
 
 
 def test_a_tensor_that_no_check_knows_fails_its_case():

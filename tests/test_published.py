@@ -175,13 +175,14 @@ def test_a_pickle_that_is_a_program_never_runs(tmp_path, allow):
     assert not canary.exists()
 
 
-def test_a_pickle_of_tensors_is_read_on_demand(tmp_path):
+def test_a_pickle_of_tensors_is_read_on_demand(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     source = tiny_stdit(tmp_path)
     tensors = read_folder(source)
     state = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in tensors.items()}
     torch.save({"state_dict": state}, tmp_path / "model.pth")
-    convert.to_vidgen(str(tmp_path / "model.pth"), "stdit", tmp_path / "ours", allow_pickle=True)
+    monkeypatch.chdir(tmp_path)
+    convert.to_vidgen("model.pth", "stdit", "ours", allow_pickle=True)
     convert.to_open_sora(tmp_path / "ours", tmp_path / "out")
     rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
     assert_same_bits(read_folder(tmp_path / "out"), rounded)

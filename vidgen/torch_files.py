@@ -295,7 +295,8 @@ def unpickle(paths: list[pathlib.Path], out: pathlib.Path) -> None:
     Raises:
         ValueError: If a file holds anything else, or PyTorch is not installed.
     """
-    command = [sys.executable, "-m", "vidgen.unpickle", str(out), *map(str, paths)]
+    absolute = [str(path.absolute()) for path in (out, *paths)]  # it runs in another folder
+    command = [sys.executable, "-m", "vidgen.unpickle", *absolute]
     root = pathlib.Path(__file__).resolve().parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     if done.returncode:
