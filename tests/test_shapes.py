@@ -96,6 +96,22 @@ def test_object_stays_visible_and_moves_at_its_speed():
         np.testing.assert_allclose(np.hypot(*seen.velocity), speed, rtol=0.05)
 
 
+def test_averages_show_where_objects_are_and_where_they_go():
+    mean_colour = np.mean(list(shapes.COLOURS.values()), axis=0)
+    assert all((mean_colour > np.array(back) + 20).all() for back in shapes.BACKGROUNDS.values())
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        attributes = shapes.sample_attributes(rng)
+        frames = shapes.render(attributes, 32, 32, 17, 12, rng)
+        back = np.array(shapes.BACKGROUNDS[attributes.background])
+        swept_HW = (frames != back).any((0, 3))
+        dy, dx = shapes.DIRECTIONS[attributes.direction]
+        covered = np.flatnonzero(swept_HW.any(1 if dy else 0))
+        gaps = [covered[0], 31 - covered[-1]]  # before and behind what the object sweeps
+        behind, ahead = gaps if dy + dx > 0 else gaps[::-1]
+        assert ahead < behind
+
+
 def test_render_refuses_to_lose_the_object():
     attributes = shapes.Attributes("circle", "red", "left", "fast", "large", "black")
     with pytest.raises(ValueError, match=r"use \d+ frames or fewer"):
