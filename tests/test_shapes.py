@@ -1,3 +1,4 @@
+import collections
 import csv
 import dataclasses
 import itertools
@@ -126,7 +127,9 @@ def test_held_out_combinations_leave_every_pair_in_training():
         (out if shapes.held_out(attributes) else kept).add(combination)
     assert 0.15 < len(out) / (len(out) + len(kept)) < 0.25
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert {(c[i], c[j]) for c in kept} == set(itertools.product(axes[i], axes[j]))
+        left = collections.Counter((c[i], c[j]) for c in kept)
+        of = np.prod([len(a) for a in axes]) / len(axes[i]) / len(axes[j])
+        assert min(left[pair] for pair in itertools.product(axes[i], axes[j])) >= 2 / 3 * of
 
 
 def test_training_never_draws_a_held_out_combination_and_prompts_always_do():
