@@ -1,0 +1,161 @@
+"""The ledger: one row a clip with its source, times, hashes and scores, and why it was left out.
+
+A data set folder holds `ledger.parquet`, which any tool that reads Parquet can query:
+docs/ledger.md. A clip that was cut into scenes has one row a scene, which names it as its `parent`.
+Columns without a value are null: a score that was not measured, a verdict that was not reached.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+NAME = "ledger.parquet"
+KEPT, LEFT_OUT = "kept", "left out"
+SCORES = (
+    *("motion", "sharpness", "brightness", "static_share", "black_share", "letterbox"),
+    *("text_share", "aesthetic", "match"),
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),  # name of the data set it came from
+        ("file", pa.string()),
+        ("parent", pa.string()),  # id of the clip that this scene was cut from
+        ("start", pa.float64()),  # seconds in the file; null: all of it
+        ("end", pa.float64()),
+        ("text", pa.string()),  # as given
+        ("caption", pa.string()),  # as trained on
+        ("kind", pa.string()),  # "video" or "image"
+        ("format", pa.string()),
+        ("codec", pa.string()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("phash", pa.binary()),  # 8 bytes for each of a few frames
+        ("duplicate_of", pa.string()),  # id of the clip that was kept instead
+        ("status", pa.string()),  # "kept" or "left out"
+        ("rule", pa.string()),  # what left it out: "damaged", "duplicate", "motion >= 0.1"
+        ("message", pa.string()),
+        *((name, pa.float32()) for name in SCORES),
+        ("camera", pa.string()),  # camera motion, in words
+        ("given", pa.string()),  # JSON: what the source says of the clip
+    ]
+)
+_ROWS_A_GROUP = 1 << 16
+
+
+def table(rows: Sequence[Mapping]) -> pa.Table:
+    """Returns rows as a table of SCHEMA; keys that a row lacks are null.
+
+    What a file's author can put into a row never fails: lone surrogates become U+FFFD, numbers that
+    are not finite or do not fit their column become null.
+
+    Raises:
+        ValueError: If a row has a key that is no column.
+    """
+    unknown = set().union(*rows) - set(SCHEMA.names) if rows else set()
+    if unknown:
+        raise ValueError(
+            f"a ledger has no column {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(SCHEMA.names)}."
+        )
+    columns = [
+        pa.array([_value(row.get(field.name), field.type) for row in rows], field.type)
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _value(value, kind: pa.DataType):
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    elif pa.types.is_floating(kind):
+        value = float(value)
+        return value if math.isfinite(value) else None
+    elif pa.types.is_integer(kind):
+        return value if abs(value) < 1 << (kind.bit_width - 1) else None
+    return value
+
+
+def write(path: str | os.PathLike, rows: Sequence[Mapping] | pa.Table):
+    """Writes a ledger; the file is absent or complete, and equal rows give equal bytes."""
+    path = pathlib.Path(path)
+    content = rows if isinstance(rows, pa.Table) else table(rows)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        pyarrow.parquet.write_table(content, file, compression="zstd", row_group_size=_ROWS_A_GROUP)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read(path: str | os.PathLike) -> pa.Table:
+    """Reads a ledger: the file, or the folder of a data set.
+
+    Raises:
+        ValueError: If it is missing, cut, or no ledger.
+    """
+    path = pathlib.Path(path)
+    file = path / NAME if path.is_dir() else path
+    try:
+        content = pyarrow.parquet.ParquetFile(file).read()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{file} is no ledger ({error}): give the --out folder of data_pipelines.pipeline, or "
+            f"its {NAME}."
+        ) from error
+    missing = [name for name in SCHEMA.names if name not in content.column_names]
+    if missing:
+        raise ValueError(
+            f"{file} has no column {', '.join(missing)}: a ledger is what data_pipelines.pipeline "
+            "writes."
+        )
+    return content.select(SCHEMA.names).cast(SCHEMA)
+
+
+def merge(paths: Iterable[str | os.PathLike], out: str | os.PathLike) -> int:
+    """Writes the rows of several ledgers to one, in order, and returns their number.
+
+    A clip (a row of a source with all its scenes) that several ledgers hold is taken from the last
+    of them, at the place of the first.
+    """
+    rows: dict[tuple, list] = {}
+    tables = [read(path) for path in paths]
+    whole = pa.concat_tables(tables) if tables else table([])
+    sources, ids, parents = (whole[name].to_pylist() for name in ("source", "id", "parent"))
+    number = 0
+    for one in tables:
+        of_this: dict[tuple, list] = {}
+        for _ in range(len(one)):
+            of_this.setdefault((sources[number], parents[number] or ids[number]), []).append(number)
+            number += 1
+        rows |= of_this
+    numbers = [number for clip in rows.values() for number in clip]
+    write(out, whole.take(pa.array(numbers, pa.int64())))
+    return len(numbers)
+
+
+def counts(rows: pa.Table) -> dict[str, int]:
+    """Returns how many clips each rule left out, by the rule's name."""
+    rules = rows.filter(pa.compute.equal(rows["status"], LEFT_OUT))["rule"]
+    found = {entry["values"]: entry["counts"] for entry in rules.value_counts().to_pylist()}
+    return dict(sorted(found.items()))
+
+
+def given(text: str | None) -> dict:
+    """Returns the scores and labels of a row's `given`."""
+    return json.loads(text) if text else {}
