@@ -13,9 +13,10 @@ import fractions
 import io
 import itertools
 import os
-import pathlib
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -60,6 +61,10 @@ class Probe:
     height: int
     width: int
     fps: float
+    codec: str = ""  # FFmpeg's name, "h264"; of an image its format
+
+
+Source = bytes | str | os.PathLike | BinaryIO  # a file has to be seekable; it is not closed
 
 
 def sniff(head: bytes) -> str | None:
@@ -75,7 +80,7 @@ def sniff(head: bytes) -> str | None:
     return "jpeg" if head[:3] == b"\xff\xd8\xff" else None
 
 
-def probe(source: bytes | str | os.PathLike, limits: Limits = Limits()) -> Probe:
+def probe(source: Source, limits: Limits = Limits()) -> Probe:
     """Reads the header only.
 
     Raises:
@@ -85,13 +90,13 @@ def probe(source: bytes | str | os.PathLike, limits: Limits = Limits()) -> Probe
         if format in ("png", "jpeg", "webp"):
             with _open_image(file, format, limits) as image:
                 width, height = _displayed_size(image)
-            return Probe("image", format, 1, height, width, IMAGE_FPS)
+            return Probe("image", format, 1, height, width, IMAGE_FPS, format)
         with _open_video(file, format, limits) as (_, stream):
             return _probe_stream(stream, format, limits)
 
 
 def decode(
-    source: bytes | str | os.PathLike,
+    source: Source,
     frames: Sequence[int] | None = None,
     limits: Limits = Limits(),
 ) -> np.ndarray:
@@ -108,7 +113,7 @@ def decode(
     with _open(source, limits) as (file, format):
         if format in ("png", "jpeg", "webp"):
             with _open_image(file, format, limits) as image:
-                video = _image_pixels(image)[None]
+                video = np.asarray(_upright(image))[None]
             if frames is None:
                 return video
             if frames and frames[-1] > 0:
@@ -139,8 +144,18 @@ def decode(
             return np.stack(video) if video else np.zeros((0, head.height, head.width, 3), np.uint8)
 
 
-def check(source: bytes | str | os.PathLike, limits: Limits = Limits()) -> Probe:
+def check(
+    source: Source,
+    limits: Limits = Limits(),
+    visit: Callable[[int, av.VideoFrame | Image.Image], None] | None = None,
+) -> Probe:
     """Decodes the whole file and returns the probe with the true number of frames.
+
+    Args:
+        source: Path, bytes or a seekable binary file.
+        limits: What the file may cost.
+        visit: Called with the number and the frame for each frame as it is decoded; an image is
+            one RGB frame. What it raises ends the check.
 
     Raises:
         MediaError: If any frame is damaged or missing, or a limit is passed.
@@ -148,12 +163,18 @@ def check(source: bytes | str | os.PathLike, limits: Limits = Limits()) -> Probe
     with _open(source, limits) as (file, format):
         if format in ("png", "jpeg", "webp"):
             with _open_image(file, format, limits) as image:
-                height, width = _image_pixels(image).shape[:2]
-            return Probe("image", format, 1, height, width, IMAGE_FPS)
+                image = _upright(image)
+            if visit:
+                visit(0, image)
+            return Probe("image", format, 1, image.height, image.width, IMAGE_FPS, format)
         with _open_video(file, format, limits) as (container, stream):
             head = _probe_stream(stream, format, limits)
             dropped: list[int] = []
-            count = sum(1 for _ in _frames(container, stream, head, limits, dropped))
+            count = 0
+            for frame in _frames(container, stream, head, limits, dropped):
+                if visit:
+                    visit(count, frame)
+                count += 1
             expected = None if head.num_frames is None else head.num_frames - len(dropped)
             if count == 0 or (expected is not None and count != expected):
                 raise MediaError(
@@ -218,36 +239,58 @@ def encode_png(image_HWC: np.ndarray) -> bytes:
 
 
 class _open:
-    """Context of (file, format) for a path or bytes; refuses unknown and oversized files."""
+    """Context of (file, format) for a source; refuses unknown and oversized files."""
 
-    def __init__(self, source, limits: Limits):
+    def __init__(self, source: Source, limits: Limits):
         self.source, self.limits = source, limits
 
-    def __enter__(self):
-        is_bytes = isinstance(self.source, (bytes, bytearray, memoryview))
+    def __enter__(self) -> tuple[BinaryIO, str]:
+        self.ours = isinstance(self.source, (bytes, bytearray, memoryview, str, os.PathLike))
+        if not self.ours:
+            self.file = self.source
+        elif isinstance(self.source, (str, os.PathLike)):
+            self.file = _open_regular(self.source)
+        else:
+            self.file = io.BytesIO(self.source)
         try:
-            self.file = (
-                io.BytesIO(self.source) if is_bytes else open(pathlib.Path(self.source), "rb")
-            )
+            size = self.file.seek(0, os.SEEK_END)
+            self.file.seek(0)
+            if size == 0:
+                raise MediaError("empty", "the file has 0 bytes.")
+            if size > self.limits.max_bytes:
+                raise MediaError(
+                    "too large", f"{size} bytes, the limit is {self.limits.max_bytes}."
+                )
+            format = sniff(self.file.read(16))
+            self.file.seek(0)
+            if format is None:
+                raise MediaError(
+                    "unknown format", "not an mp4, mov, mkv, webm, avi, png, jpeg or webp file."
+                )
         except OSError as error:
-            raise MediaError("unreadable", f"cannot be opened: {error.strerror}.") from error
-        size = len(self.source) if is_bytes else os.fstat(self.file.fileno()).st_size
-        format = sniff(self.file.read(16))
-        self.file.seek(0)
-        if size == 0 or format is None or size > self.limits.max_bytes:
-            self.file.close()
-        if size == 0:
-            raise MediaError("empty", "the file has 0 bytes.")
-        if format is None:
-            raise MediaError(
-                "unknown format", "not an mp4, mov, mkv, webm, avi, png, jpeg or webp file."
-            )
-        if size > self.limits.max_bytes:
-            raise MediaError("too large", f"{size} bytes, the limit is {self.limits.max_bytes}.")
+            self.__exit__()
+            raise MediaError("unreadable", f"cannot be read: {error}.") from error
+        except MediaError:
+            self.__exit__()
+            raise
         return self.file, format
 
     def __exit__(self, *_):
-        self.file.close()
+        if self.ours:
+            self.file.close()
+
+
+def _open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, and neither waits for a pipe nor reads a device."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError("unreadable", f"cannot be opened: {reason}.") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise MediaError("unreadable", "is a folder, a pipe or a device, and no file.")
+    return os.fdopen(handle, "rb")
 
 
 class _open_video:
@@ -319,9 +362,10 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _image_pixels(image: Image.Image) -> np.ndarray:
+def _upright(image: Image.Image) -> Image.Image:
+    """Returns the image as it is shown: decoded, turned as its EXIF data say, RGB."""
     image.load()
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _probe_stream(stream, format: str, limits: Limits) -> Probe:
@@ -341,7 +385,7 @@ def _probe_stream(stream, format: str, limits: Limits) -> Probe:
         raise MediaError("too long", f"{claimed} frames, the limit is {limits.max_frames}.")
     if not 0 < fps <= limits.max_fps:
         raise MediaError("broken header", f"{fps} frames a second, the limit is {limits.max_fps}.")
-    return Probe("video", format, claimed, height, width, fps)
+    return Probe("video", format, claimed, height, width, fps, stream.codec.canonical_name)
 
 
 def _frames(container, stream, head: Probe, limits: Limits, dropped: list[int] | None = None):

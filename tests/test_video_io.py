@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import os
 import pathlib
 
 import av
@@ -48,7 +49,7 @@ def test_mp4_holds_its_frames_and_facts():
     content = video_io.encode_mp4(video, 29.97)
     assert content == video_io.encode_mp4(video, 29.97)
     head = video_io.check(content)
-    assert head == video_io.Probe("video", "mov", 12, 48, 64, 30000 / 1001)
+    assert head == video_io.Probe("video", "mov", 12, 48, 64, 30000 / 1001, "h264")
     assert head == video_io.probe(content)
     got = video_io.decode(content)
     assert got.shape == video.shape and got.dtype == np.uint8
@@ -88,10 +89,41 @@ def test_paths_and_bytes_are_alike(tmp_path):
     np.testing.assert_array_equal(video_io.decode(path), video_io.decode(content))
 
 
+def test_open_files_are_read_from_their_start_and_stay_open():
+    content = video_io.encode_mp4(moving(), 12)
+    file = io.BytesIO(content)
+    file.seek(100)
+    assert video_io.check(file) == video_io.probe(file) == video_io.check(content)
+    np.testing.assert_array_equal(video_io.decode(file), video_io.decode(content))
+    assert not file.closed
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    for path in (tmp_path / "pipe.mp4", tmp_path / "loop.mp4", tmp_path, "/dev/zero", "a\0b"):
+        with pytest.raises(video_io.MediaError) as error:
+            video_io.check(path)
+        assert error.value.reason == "unreadable"
+
+
+def test_every_frame_is_visited_in_order_as_it_decodes():
+    content, image = video_io.encode_mp4(moving(), 12), video_io.encode_png(moving(1)[0])
+    seen = []
+    probe = video_io.check(content, visit=lambda number, frame: seen.append((number, frame)))
+    assert [number for number, _ in seen] == list(range(probe.num_frames)) == list(range(12))
+    shown = [frame.to_ndarray(format="rgb24") for _, frame in seen]
+    np.testing.assert_array_equal(np.stack(shown), video_io.decode(content))
+    seen.clear()
+    video_io.check(image, visit=lambda number, frame: seen.append((number, np.asarray(frame))))
+    assert len(seen) == 1 and seen[0][0] == 0
+    np.testing.assert_array_equal(seen[0][1], moving(1)[0])
+
+
 def test_images_are_one_frame_at_120_fps():
     image = moving(1)[0]
     content = video_io.encode_png(image)
-    assert video_io.check(content) == video_io.Probe("image", "png", 1, 48, 64, 120.0)
+    assert video_io.check(content) == video_io.Probe("image", "png", 1, 48, 64, 120.0, "png")
     np.testing.assert_array_equal(video_io.decode(content), image[None])
     turned = Image.fromarray(image).getexif()
     turned[0x0112] = 6  # shown turned by a quarter
@@ -118,7 +150,7 @@ def test_real_videos_are_there():
 def test_sound_does_not_disturb():
     video = moving(25)
     content = with_sound(video, 25)
-    assert video_io.check(content) == video_io.Probe("video", "mov", 25, 48, 64, 25.0)
+    assert video_io.check(content) == video_io.Probe("video", "mov", 25, 48, 64, 25.0, "h264")
 
 
 @pytest.mark.parametrize("name", ["evil.mp4", "evil.mkv"])
