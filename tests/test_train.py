@@ -81,14 +81,14 @@ def test_a_run_starts_from_weights_that_went_out_and_in(finished, latents, vae, 
 
 
 FRAMES_16 = '{"32": {"16": (1.0, 2), "1": (1.0, 2)}}'
-FRAMES_51 = '{"32": {"51": (1.0, 2)}}'
+FRAMES_102 = '{"32": {"102": (1.0, 2)}}'
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         (f"--config.data.buckets={FRAMES_16}", "data.buckets.32: frames=16 does not fit the VAE"),
-        (f"--config.data.buckets={FRAMES_51}", "none of the 36 clips of"),
+        (f"--config.data.buckets={FRAMES_102}", "none of the 36 clips of"),
         ("--config.microbatches=3", "data.buckets 32.1 (4), 32.17 (2): make each a multiple of 3"),
         ("--config.data.path=SHARDS/none", "is no finished data set"),
         ("--config.data.path=SHARDS/..", "is no finished data set"),

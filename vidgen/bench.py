@@ -3,7 +3,7 @@
     python -m vidgen.bench --config=configs/quickstart.py
 
 Needs no data: batches are random, of each bucket's shape. Model FLOPs come from the analytic count
-of `vidgen.flops`, times three for training; beside it stands XLA's own count of the same forward
+of `vidgen.flops`; beside it stands XLA's own count of the same forward
 pass, so that neither has to be believed.
 """
 
@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_pipelines import buckets
-from vidgen import command_line, digests, encoders, runtime, tasks, train_state
+from vidgen import command_line, digests, encoders, flops, runtime, tasks, train_state
 
 
 def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
@@ -50,14 +50,14 @@ def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
         jax.block_until_ready((state, step_metrics))
         seconds.append(time.perf_counter() - began)
     step_seconds = statistics.median(seconds[1:])
-    forward = bucket.batch_size * task.forward_flops(bucket)
+    model_flops = flops.training(task, bucket)
     found = {
         "compile_seconds": compile_seconds,
         "step_seconds": step_seconds,
         "tokens_per_second": task.tokens(batch) / step_seconds,
-        "model_flops": 3 * forward,
-        "model_flops_per_second": 3 * forward / step_seconds,
-        "xla_share": xla_forward_flops(config, bucket, batch) / forward,
+        "model_flops": model_flops,
+        "model_flops_per_second": model_flops / step_seconds,
+        "xla_share": xla_forward_flops(config, bucket, batch) / (model_flops / 3),
     }
     memory = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in memory:

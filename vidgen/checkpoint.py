@@ -92,7 +92,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The committed steps on disk, oldest first."""
-        return _steps(self.folder)
+        return steps(self.folder.parent)
 
     def latest_step(self) -> int | None:
         """The newest committed step on disk."""
@@ -256,6 +256,13 @@ class Checkpointer:
         )
 
 
+def steps(workdir: str | os.PathLike) -> list[int]:
+    """The steps that have a checkpoint, oldest first."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def load_params(
     path: str | os.PathLike, weights: str = "ema", step: int | None = None
 ) -> dict[str, Any]:
@@ -287,19 +294,18 @@ def find_item(path: str | os.PathLike, weights: str = "ema", step: int | None = 
     path = pathlib.Path(path).absolute()
     if weights not in ("ema", "params"):
         raise ValueError(f'weights="{weights}" is not known: use "ema" or "params".')
-    folder = path / "checkpoints"
-    steps = _steps(folder)
-    if not steps:
+    folder, saved = path / "checkpoints", steps(path)
+    if not saved:
         raise FileNotFoundError(
             f"No weights at {path}: give a working folder of a training run that has saved a "
             "checkpoint, or a .safetensors file."
         )
-    if step is not None and step not in steps:
+    if step is not None and step not in saved:
         raise FileNotFoundError(
-            f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}."
+            f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, saved))}."
         )
     damaged = []
-    for candidate in [step] if step is not None else reversed(steps):
+    for candidate in [step] if step is not None else reversed(saved):
         item = folder / str(candidate) / weights
         if not item.is_dir() and weights == "ema" and (item.parent / "params").is_dir():
             item = item.parent / "params"  # a run without a moving average
@@ -352,12 +358,6 @@ def _metadata(item: pathlib.Path) -> PyTree:
     # Not by a checkpointer, which also looks for notes of a whole step here, and warns of their
     # absence.
     return ocp.StandardCheckpointHandler().metadata(item).tree
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def _unused(path: pathlib.Path) -> pathlib.Path:

@@ -10,6 +10,7 @@ skeleton and style are `assets/report.html`.
 import base64
 import html
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -409,10 +410,12 @@ def _commands(found, out, results, run) -> list[str]:
 
 def _footer(found) -> str:
     captions = found["settings"]["unseen_in_captions"]
+    places = itertools.product(shapes.SHAPES, shapes.COLOURS, shapes.DIRECTIONS)
+    unseen = sum(shapes.held_out(shapes.Attributes(*p, "slow", "small", "black")) for p in places)
     checked = f" None of the {captions:,} training captions names one of them." if captions else ""
     return (
-        "<p>The prompts are drawn from 14 combinations of shape, colour and direction that the "
-        f"training data leaves out.{checked} Intervals are percentiles of 2,000 bootstrap "
+        f"<p>The prompts are drawn from {unseen} combinations of shape, colour and direction that "
+        f"the training data leaves out.{checked} Intervals are percentiles of 2,000 bootstrap "
         "resamples of the clips.</p>"
     )
 

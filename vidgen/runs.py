@@ -77,7 +77,7 @@ def text_to_video(
             f"{workdir} is a run with task={config.task!r}, which draws no videos from text: give "
             "the working folder of a run with task='text_to_video'."
         )
-    if not steps(workdir):
+    if not checkpoint.steps(workdir):
         raise ValueError(
             f"{workdir} has no checkpoint yet: wait for the first one, which the run saves after "
             f"{config.checkpoint_every} steps."
@@ -93,13 +93,6 @@ def text_to_video(
     return config, tasks.make_task(config)
 
 
-def steps(workdir: str | os.PathLike) -> list[int]:
-    """The steps that have a checkpoint, oldest first."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 def load_params(
     workdir: str | os.PathLike, task, weights: str, step: int | None = None
 ) -> tuple[dict[str, Any], int]:
@@ -110,7 +103,7 @@ def load_params(
         checkpoint.DamagedError: If it is damaged, or all are.
         ValueError: If the arrays are not those of the task's model.
     """
-    candidates = steps(workdir) if step is None else [step]
+    candidates = checkpoint.steps(workdir) if step is None else [step]
     while True:
         chosen = candidates.pop()
         try:

@@ -21,13 +21,13 @@ from vidgen import (
     command_line,
     data,
     encoders,
+    flops,
     metrics,
     optim,
     runtime,
     sharding,
     tasks,
     train_state,
-    weights,
     workdir,
 )
 
@@ -81,19 +81,16 @@ def train(config, folder) -> int:
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
-        is_new = not (pathlib.Path(folder) / "checkpoints").is_dir()
-        if config.get("start_from") and is_new:
-            weights.open_file(config.start_from, abstract.params)
+        wanted = sharding.placed(abstract, places)
+        given = train_state.given_params(config, folder, wanted.params)
         workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
-        restored = ckpt.restore(sharding.placed(abstract, places))
+        restored = ckpt.restore(wanted)
     watchdog = runtime.Watchdog(pathlib.Path(folder) / "stacks.txt")
     with jax.set_mesh(mesh):
         fresh = jax.jit(init, out_shardings=places)
-        state = restored[0] if restored else fresh(jax.random.key(config.seed))
-        if config.get("start_from") and not restored:
-            params = sharding.placed(abstract, places).params
-            state = train_state.start_from(state, config.start_from, params)
+        seeded = lambda: train_state.start_from(fresh(jax.random.key(config.seed)), given)
+        state = restored[0] if restored else seeded()
         start = int(state.step)
 
         def place(numbered):
@@ -110,7 +107,9 @@ def train(config, folder) -> int:
             watchdog.expect(f"step {step}", config.watchdog_seconds)
             batch = next(batches)
             state, step_metrics = update(state, frozen, batch)
-            log.step(step, step_metrics, tokens=task.tokens(batch), label=loader.bucket(step - 1))
+            bucket = loader.bucket(step - 1)
+            work = {"tokens": task.tokens(batch), "flops": flops.training(task, bucket)}
+            log.step(step, step_metrics, label=bucket, **work)
             ckpt.check()
             stopped = runtime.should_stop()
             if step % config.checkpoint_every == 0 or step == config.num_steps or stopped:

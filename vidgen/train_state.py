@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidgen import optim, weights
+from vidgen import checkpoint, optim, weights
 
 
 @flax.struct.dataclass
@@ -25,18 +25,30 @@ def init_state(key, *, task, tx) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
 
-def start_from(state: TrainState, path, places) -> TrainState:
-    """A new state with the parameters and the average of a file; each process reads its parts.
+def given_params(config, folder, places) -> dict | None:
+    """The parameters that a run starts with, by `config.start_from`; each process reads its parts.
 
     Args:
-        state: As `init_state` makes it.
-        path: A file, or a folder with `weights.safetensors`, in our layout.
+        config: Of the run.
+        folder: Its working folder.
         places: Shapes and shardings of the parameters.
 
+    Returns:
+        The parameters; None without `start_from`, and where the run has saved and goes on.
+
     Raises:
-        ValueError: If the file's arrays are not those of the model.
+        ValueError: If the file is not there, or its arrays are not those of the model.
     """
-    params = weights.load_placed(path, places)
+    path = config.get("start_from", "")  # configs of older runs have no such field
+    if not path or checkpoint.steps(folder):
+        return None
+    return weights.load_placed(path, places)
+
+
+def start_from(state: TrainState, params: dict | None) -> TrainState:
+    """The state with these as parameters and average; as it is for None."""
+    if params is None:
+        return state
     return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
 
