@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from data_pipelines.stages import dedup
+
+
+def bits(one, other):
+    return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
+
+
+def clips(rng, n, frames, distance):
+    """Hashes with many near ones: half of them are others with a few bits turned."""
+    words = rng.integers(0, 1 << 63, (n, frames)).astype(np.uint64)
+    words[n // 4 : n // 2] = words[: n // 4]  # equal ones
+    words[n // 2 :] = words[rng.integers(0, n // 8, n - n // 2)]
+    for _ in range(distance):
+        turned = np.uint64(1) << rng.integers(0, 64, (n - n // 2, frames)).astype(np.uint64)
+        words[n // 2 :] ^= turned * (rng.random((n - n // 2, frames)) < 0.6)
+    hashes = [row.astype(">u8").tobytes() for row in words[rng.permutation(n)]]
+    facts = {"pixels": rng.integers(1, 4, n).tolist(), "seconds": rng.integers(1, 4, n).tolist()}
+    return hashes, facts | {"ids": [f"{i:04d}" for i in rng.permutation(n)]}
+
+
+def by_comparing_all(hashes, distance, pixels, seconds, ids):
+    """The definition, read literally."""
+    frames = lambda row: [hashes[row][i : i + 8] for i in range(0, len(hashes[row]), 8)]
+    alike = lambda a, b: all(map(lambda x, y: bits(x, y) <= distance, frames(a), frames(b)))
+    rows = sorted(range(len(ids)), key=lambda row: (-pixels[row], -seconds[row], ids[row]))
+    kept, instead = [], {}
+    for row in rows:
+        better = [other for other in kept if alike(row, other)]
+        if better:
+            instead[row] = better[0]
+        else:
+            kept.append(row)
+    return instead
+
+
+@pytest.mark.parametrize("small", [512, 4])  # 4: groups are split as those of a million clips are
+@pytest.mark.parametrize(("frames", "distance"), [(1, 0), (1, 5), (3, 3), (4, 6)])
+def test_the_search_finds_what_comparing_all_pairs_finds(frames, distance, small, monkeypatch):
+    monkeypatch.setattr(dedup, "_SMALL", small)
+    hashes, facts = clips(np.random.default_rng(distance), 160, frames, distance)
+    found = dedup.near(hashes, distance, **facts)
+    assert found == by_comparing_all(hashes, distance, **facts)
+    assert len(found) > 30
+
+
+def test_of_two_the_larger_then_the_longer_then_the_first_is_kept():
+    same = {"hashes": [b"12345678"] * 3, "distance": 0, "ids": ["b", "a", "c"]}
+    assert dedup.near(**same, pixels=[1, 1, 2], seconds=[9, 9, 1]) == {0: 2, 1: 2}
+    assert dedup.near(**same, pixels=[1, 1, 1], seconds=[1, 2, 1]) == {0: 1, 2: 1}
+    assert dedup.near(**same, pixels=[1, 1, 1], seconds=[1, 1, 1]) == {0: 1, 2: 1}
+
+
+def test_likeness_is_not_handed_on_along_a_chain():
+    chain = [bytes(7) + bytes([value]) for value in (0b0, 0b11, 0b1111, 0b111111)]
+    found = dedup.near(chain, 2, pixels=[4, 3, 2, 1], seconds=[1] * 4, ids=list("abcd"))
+    assert found == {1: 0, 3: 2}  # c is 4 bits from a, and b is not there any more
+
+
+def test_clips_without_hashes_or_of_other_lengths_are_never_alike():
+    hashes = [None, None, b"", b"", bytes(8), bytes(16)]
+    assert dedup.near(hashes, 32, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef")) == {}
+    with pytest.raises(ValueError, match="distance=33"):
+        dedup.near(hashes, 33, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef"))
+    with pytest.raises(ValueError, match="clip 'a' has a hash of 7 bytes"):
+        dedup.near([bytes(7)], 3, pixels=[1], seconds=[1], ids=["a"])
+
+
+def test_a_black_corner_of_the_web_is_no_quadratic_wait():
+    rng = np.random.default_rng(0)
+    n = 60_000
+    words = np.zeros((n, 4), np.uint64)  # most clips black, the others black but for one frame
+    words[: n // 3, 3] = rng.integers(0, 1 << 63, n // 3).astype(np.uint64)
+    hashes = [row.astype(">u8").tobytes() for row in words]
+    facts = {"pixels": [1] * n, "seconds": [1] * n, "ids": [f"{i:06d}" for i in range(n)]}
+    assert len(dedup.near(hashes, 4, **facts)) >= 2 * n // 3 - 1
+
+
+def test_equal_keys_keep_the_smallest_id():
+    assert dedup.exact(["x", "y", "x", None, None, "x"], list("cdabef")) == {0: 2, 5: 2}
