@@ -1,6 +1,25 @@
 """What the experiments share: defaults of every field, model sizes, and small helpers."""
 
+from types import SimpleNamespace
+
 from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str, *, stages: int, gpus: int) -> SimpleNamespace:
+    """Reads what stands after the colon of `--config=FILE.py:stage=2,gpus=8`; by default stage 1.
+
+    Raises:
+        ValueError: If it is something else, or there is no such stage.
+    """
+    values = {"stage": 1, "gpus": gpus}
+    for pair in filter(None, arg.split(",")):
+        name, _, value = pair.partition("=")
+        if name not in values or not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{pair!r} after the config's colon: write it as stage=1,gpus={gpus}.")
+        values[name] = int(value)
+    if values["stage"] > stages:
+        raise ValueError(f"stage={values['stage']}: the recipe has stages 1 to {stages}.")
+    return SimpleNamespace(**values)
 
 
 def base() -> ConfigDict:
@@ -29,7 +48,7 @@ def base() -> ConfigDict:
     config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file
     config.vae.image_frames = 4  # of each clip, for the image autoencoder's own loss
     config.text = text_tiny()
-    config.model = stdit_tiny(config.text)
+    config.model = stdit(config.text)
     config.flow = ConfigDict()
     config.flow.sample_method = "logit-normal"
     config.flow.base_size = 512  # pixels a side at which a single frame's times are not shifted
@@ -61,6 +80,43 @@ def base() -> ConfigDict:
     config.preview = ConfigDict({"every": 0, "settings": {}})  # settings of generate.Sampler
     config.watchdog_seconds = 1800.0  # a step, compilation included, that takes longer is a hang
     return config
+
+
+def full() -> ConfigDict:
+    """The published models: STDiT3-XL/2, the VAE v1.2 and T5 v1.1 XXL (spec sections 1 to 3)."""
+    config = base()
+    config.seed = 42
+    config.vae.model = vae_full()
+    config.vae.weights = "weights/vae"  # vidgen.convert --layout=vae
+    config.text.folder = "weights/t5-v1_1-xxl"  # of the hub's DeepFloyd/t5-v1_1-xxl
+    config.text.max_tokens = 300
+    config.text.model.width = 4096  # the other sizes stand in the folder
+    config.model = stdit(config.text, width=1152, depth=28, heads=16)
+    config.model.remat = True
+    config.data.workers = 8
+    config.optim.freeze = ("y_embedder/.*", "rope_freqs")
+    config.mesh.fsdp = 8
+    return config
+
+
+def vae_full() -> ConfigDict:
+    """The published video VAE: stride 8 in space and 4 in time; 393 million parameters."""
+    return ConfigDict(
+        {
+            "spatial": {"channels": (128, 256, 512, 512), "layers_per_block": 2, "groups": 32},
+            "temporal": {
+                "filters": 128,
+                "channel_multipliers": (1, 2, 2, 4),
+                "temporal_downsample": (False, True, True),
+                "num_res_blocks": 4,
+                "groups": 32,
+            },
+            "chunk_frames": 17,
+            "scaling_factor": 0.18215,
+            "shift": (-0.10, 0.34, 0.27, 0.98),
+            "scale": (3.85, 2.32, 2.33, 3.06),
+        }
+    )
 
 
 def vae_tiny(channels=(8, 16, 32), filters=16) -> ConfigDict:
@@ -110,8 +166,8 @@ def text_tiny() -> ConfigDict:
     )
 
 
-def stdit_tiny(text: ConfigDict, width=96, depth=3, heads=3) -> ConfigDict:
-    """STDiT3 with small numbers."""
+def stdit(text: ConfigDict, width=96, depth=3, heads=3) -> ConfigDict:
+    """STDiT3, by default with small numbers."""
     return ConfigDict(
         {
             "width": width,

@@ -56,6 +56,35 @@ def test_state_dicts_of_other_sizes_come_back_bit_for_bit_without_a_config(tmp_p
     assert {k: config[k] for k in shared} == {k: case.config["model"][k] for k in shared}
 
 
+HALVES = {
+    "vae_spatial_tiny": ("image_vae", "temporal"),
+    "vae_temporal_tiny": ("temporal_vae", "spatial"),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_half_of_the_vae_goes_in_and_out_alone(tmp_path, name):
+    case, (layout, other) = golden_utils.load_case(name), HALVES[name]
+    pipeline = golden_utils.load_case("vae_pipeline_tiny")
+    shapes = {k: v.shape for k, v in pipeline.state_dict().items()}
+    small = layouts.LAYOUTS["vae"].arguments(pipeline.config, shapes)
+    tensors = {k.removeprefix("module."): v for k, v in case.state_dict().items()}
+    config = case.config.get("autoencoder_kl", case.config) | {"vidgen": {other: small[other]}}
+    source = write_folder(tmp_path / "in", tensors, config)
+    convert.to_vidgen(str(source), layout, tmp_path / "ours")
+    convert.to_open_sora(tmp_path / "ours", tmp_path / "out", layout=layout)
+    assert_same_bits(read_folder(tmp_path / "out"), tensors)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    shared = written.keys() & config.keys() - {"vidgen", "sample_size", "scaling_factor"}
+    assert len(shared) > 4 and {k: written[k] for k in shared} == {k: config[k] for k in shared}
+    convert.to_vidgen(str(tmp_path / "out"), layout, tmp_path / "again")  # its own config will do
+    convert.to_open_sora(tmp_path / "again", tmp_path / "whole")
+    whole = read_folder(tmp_path / "whole")
+    assert {k.split(".")[0] for k in whole} == {"spatial_vae", "temporal_vae", "scale", "shift"}
+    with pytest.raises(ValueError, match="--layout=stdit: .* is of layout vae, leave it out"):
+        convert.to_open_sora(tmp_path / "ours", tmp_path / "wrong", layout="stdit")
+
+
 def test_an_image_autoencoder_starts_a_video_vae_also_by_its_older_names(tmp_path):
     case = golden_utils.load_case("vae_spatial_tiny")
     modern = {k.removeprefix("module."): v for k, v in case.state_dict().items()}

@@ -13,7 +13,7 @@ import pytest
 
 from configs import tiny
 from data_pipelines import shapes
-from vidgen import evaluate, machine, report, sample, workdir
+from vidgen import evaluate, machine, report, report_page, sample, workdir
 
 KINDS = ("generated", "real", "vae")
 
@@ -142,4 +142,4 @@ def test_the_folder_of_the_quickstart_is_understood(folder, tmp_path):
     [(0.4, "0 s"), (59.6, "1 min"), (95, "1 min 35 s"), (3600, "1 h"), (7500, "2 h 5 min")],
 )
 def test_durations_are_short(seconds, text):
-    assert report.duration(seconds) == text
+    assert report_page.duration(seconds) == text

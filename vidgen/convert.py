@@ -71,6 +71,7 @@ def to_open_sora(
     source: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    layout: str | None = None,
     weights: str = "ema",
     step: int | None = None,
     dtype: str = "keep",
@@ -83,6 +84,8 @@ def to_open_sora(
     Args:
         source: The working folder of a run, or a folder with weights.safetensors and model.json.
         out: The folder, which must not exist.
+        layout: Of the folder; by default that of the whole model. A video VAE can be written as its
+            "image_vae" or "temporal_vae" alone.
         weights, step: Of a run: "ema" or "params"; the newest sound checkpoint by default.
         dtype: "float32", "bfloat16" or "keep".
         shard_bytes: Weights that take more are written as shards with an index.
@@ -96,12 +99,17 @@ def to_open_sora(
     if samples and not pathlib.Path(samples).is_dir():
         raise ValueError(f"--samples={samples} is no folder: give the --out of vidgen.sample.")
     held = open_ours(pathlib.Path(source), weights, step)
-    layout = layouts.LAYOUTS[held.layout]
-    expected = layout.our_shapes(held.arguments)
+    whole = layouts.LAYOUTS[held.layout]
+    chosen = layouts.LAYOUTS[layout or held.layout]
+    if chosen is not whole and (chosen.model is not whole.model or not chosen.prefix):
+        raise ValueError(f"--layout={layout}: {source} is of layout {held.layout}, leave it out.")
+    expected = whole.our_shapes(held.arguments)
     torch_files.check({k: v for k, (v, _) in held.arrays.items()}, expected, str(source))
     by_path: dict[str, list] = {}
-    for tensor in layout.tensors(expected, held.arguments):
-        by_path.setdefault(tensor.path, []).append(tensor)
+    for tensor in chosen.tensors(expected, held.arguments):
+        if not chosen.fresh(tensor.path):
+            tensor = dataclasses.replace(tensor, name=tensor.name.removeprefix(chosen.prefix))
+            by_path.setdefault(tensor.path, []).append(tensor)
     rows = {
         name: (_TYPES[dtype] or _name(held.arrays[path][1]), tensor.shape)
         for path, tensors in by_path.items()
@@ -109,18 +117,18 @@ def to_open_sora(
         for name in (tensor.name, *tensor.aliases)
     }
     with _new_folder(out) as folder:
-        writer = _Shards(folder, rows, shard_bytes)
+        writer = _Shards(folder, chosen.file, rows, shard_bytes)
         with writer:
             for path, tensors in by_path.items():
                 for tensor, value in zip(tensors, held.read(path), strict=True):
                     for name in (tensor.name, *tensor.aliases):
                         writer.add(name, tensor.to_torch(value))
-        _write_json(folder / "config.json", layout.config(held.arguments) | held.config)
+        _write_json(folder / "config.json", chosen.config(held.arguments) | held.config)
         if samples:
             shutil.copytree(samples, folder / "samples")
         facts = {
             "license": license,
-            "layout": held.layout,
+            "layout": layout or held.layout,
             "tensors": rows,
             "made_by": held.made_by,
         }
@@ -191,7 +199,7 @@ def _stacked(path: str) -> bool:
 class _Shards:
     """One safetensors file, or several and an index, written as a stream."""
 
-    def __init__(self, folder: pathlib.Path, rows, shard_bytes: int):
+    def __init__(self, folder: pathlib.Path, file: str, rows, shard_bytes: int):
         self.folder, self.sums, groups, size = folder, {}, [{}], 0
         for name, (kind, shape) in rows.items():
             num_bytes = int(np.prod(shape)) * torch_files.DTYPES[kind].itemsize
@@ -201,8 +209,9 @@ class _Shards:
             groups[-1][name] = kind, shape
             size += num_bytes
         count = len(groups)
-        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        names = ["model.safetensors"] if count == 1 else names
+        names = [f"{file}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        names = [f"{file}.safetensors"] if count == 1 else names
+        self._index = f"{file}{torch_files.INDEX}"
         self._todo = [
             (n, torch_files.Writer(folder / n, g)) for n, g in zip(names, groups, strict=True)
         ]
@@ -226,7 +235,7 @@ class _Shards:
         if kind is None and len(self.sums) > 1:
             total = sum((self.folder / name).stat().st_size for name in self.sums)
             index = {"metadata": {"total_size": total}, "weight_map": self._shard_of}
-            _write_json(self.folder / f"model{torch_files.INDEX}", index)
+            _write_json(self.folder / self._index, index)
 
     def _close(self, kind=None, error=None, trace=None):
         if self._open is not None:
@@ -280,7 +289,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("to", None, ["vidgen", "open-sora"], "Import, or export.")
     flags.DEFINE_string("source", None, "File, folder, hub id; to export: a run or an import.")
     flags.DEFINE_string("out", None, "Folder that is made.")
-    flags.DEFINE_enum("layout", "stdit", list(layouts.LAYOUTS), "Of what is imported.")
+    flags.DEFINE_enum(
+        *("layout", None, list(layouts.LAYOUTS)),
+        "Of the published side; by default stdit to import, and to export the run's own.",
+    )
     flags.DEFINE_enum("dtype", "keep", list(_TYPES), "Type of the numbers that are written.")
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Of a run: average or last update.")
     flags.DEFINE_integer("step", None, "Checkpoint of a run; by default the newest.", lower_bound=0)
@@ -298,9 +310,10 @@ def main(argv):
             raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag.")
         if values.to == "vidgen":
             chosen = {"dtype": values.dtype, "allow_pickle": values.allow_pickle}
-            to_vidgen(values.source, values.layout, values.out, **chosen)
+            to_vidgen(values.source, values.layout or "stdit", values.out, **chosen)
         else:
-            chosen = {name: values[name].value for name in ("weights", "step", "dtype", "license")}
+            names = ("layout", "weights", "step", "dtype", "license")
+            chosen = {name: values[name].value for name in names}
             chosen |= {"shard_bytes": int(values.shard_gb * 1e9), "samples": values.samples}
             to_open_sora(values.source, values.out, **chosen)
     print(values.out)

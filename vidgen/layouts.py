@@ -1,8 +1,8 @@
 """Layouts of published weights: their config.json, and which tensors they hold.
 
 A layout says how to get from a folder of PyTorch weights to the arguments of one of our models,
-and back. `stdit`, `vae` and `t5` hold a whole model; `pixart` and `image_vae` hold a part of an
-STDiT or a video VAE, whose other tensors start as in a new model (spec 1.5).
+and back. `stdit`, `vae` and `t5` hold a whole model; `pixart` holds a part of an STDiT, `image_vae`
+and `temporal_vae` the halves of a video VAE; what they lack starts as in a new model (spec 1.5).
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ class Layout:
         tensors: (shapes of our tree, arguments) -> tensors of the file.
         rename: Name in a file -> today's name; "" for a tensor that no model has.
         fresh: Which of our paths such a file lacks; a new model's values take their places.
+        prefix: Of a part that can be written: what its file leaves out of the whole's names.
+        file: Name of the file of weights, without its ending.
     """
 
     model: type
@@ -41,6 +43,8 @@ class Layout:
     tensors: Callable[[Shapes, Mapping[str, Any]], list[torch_names.Tensor]]
     rename: Callable[[str], str]
     fresh: Callable[[str], bool] = lambda path: False
+    prefix: str = ""
+    file: str = "model"
 
     def our_shapes(self, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Shapes of the model's params by path; allocates nothing."""
@@ -230,6 +234,36 @@ def _image_vae_rename(name):
     return f"spatial_vae.module.{name}"
 
 
+def _image_vae_config(arguments):
+    """That of diffusers' AutoencoderKL."""
+    spatial = {"channels": (128, 256, 512, 512), "layers_per_block": 2, "groups": 32}
+    spatial |= {"latent_channels": 4, "image_channels": 3} | dict(arguments.get("spatial") or {})
+    levels = len(spatial["channels"])
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "out_channels": spatial["image_channels"],
+        "sample_size": 512,
+        "scaling_factor": arguments.get("scaling_factor", 0.18215),
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        **{theirs: spatial[ours] for theirs, ours in _IMAGE_VAE.items()},
+        "vidgen": dict(arguments),
+    }
+
+
+def _temporal_vae_rename(name):
+    for prefix in ("module.", "temporal_vae."):
+        name = name.removeprefix(prefix)
+    return f"temporal_vae.{name}"
+
+
+def _temporal_vae_config(arguments):
+    temporal = dict(arguments.get("temporal") or {})
+    fields = {theirs: temporal[ours] for theirs, ours in _TEMPORAL_VAE.items() if ours in temporal}
+    return {"type": "VAE_Temporal_SD", **fields, "vidgen": dict(arguments)}
+
+
 def _t5_rename(name):
     return "" if name.startswith(("decoder.", "lm_head.")) else name
 
@@ -292,9 +326,22 @@ LAYOUTS = {
     ),
     "image_vae": Layout(
         vae.VideoVAE,
-        lambda config, found: {"spatial": _renamed(config, _IMAGE_VAE)},
-        *(_vae_config, _vae_tensors, _image_vae_rename),
+        lambda config, found: (
+            {"spatial": _renamed(config, _IMAGE_VAE)} | (config.get("vidgen") or {})
+        ),
+        *(_image_vae_config, _vae_tensors, _image_vae_rename),
         fresh=lambda path: not path.startswith("spatial/"),
+        prefix="spatial_vae.module.",
+        file="diffusion_pytorch_model",  # where diffusers looks
+    ),
+    "temporal_vae": Layout(
+        vae.VideoVAE,
+        lambda config, found: (
+            {"temporal": _renamed(config, _TEMPORAL_VAE)} | (config.get("vidgen") or {})
+        ),
+        *(_temporal_vae_config, _vae_tensors, _temporal_vae_rename),
+        fresh=lambda path: not path.startswith("temporal/"),
+        prefix="temporal_vae.",
     ),
 }
 

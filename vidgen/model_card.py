@@ -8,6 +8,11 @@ from typing import Any
 _NAMES = {
     "stdit": ("STDiT3 diffusion transformer", "STDiT3.from_pretrained(FOLDER)"),
     "vae": ("video VAE", "OpenSoraVAE_V1_2(from_pretrained=FOLDER)"),
+    "image_vae": (
+        "image VAE, the spatial part of a video VAE",
+        "diffusers.AutoencoderKL.from_pretrained(FOLDER)",
+    ),
+    "temporal_vae": ("temporal part of a video VAE", "VAE_Temporal_SD's load_state_dict"),
     "t5": ("T5 v1.1 encoder", "transformers.T5EncoderModel.from_pretrained(FOLDER)"),
 }
 
@@ -25,7 +30,7 @@ def write(
 
     Args:
         license: As the hub names it.
-        layout: "stdit", "vae" or "t5".
+        layout: "stdit", "vae", "image_vae", "temporal_vae" or "t5".
         tensors: (type, shape) by name.
         made_by: `workdir`, `step`, `weights` and `run` (config and fingerprint) of a run; or
             `source` of weights that were imported.
