@@ -10,10 +10,18 @@ import pytest
 from data_pipelines import workers
 
 JOBS = """
-import ctypes, os, time
+import ctypes, os, signal, subprocess, time
+
+class Strange(Exception):
+    pass
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch " + os.environ["CANARY"],)
 
 def make(offset):
-    def run(task):
+    kept = []
+    def run(task, *files):
         if task == "crash":
             ctypes.string_at(1)
         if task == "hang":
@@ -21,6 +29,23 @@ def make(offset):
         if task == "print":
             print("noise on stdout", flush=True)
             os.write(1, b"more noise")
+        if task == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if task == "hog":
+            kept.append(bytearray(os.urandom(1 << 20) * 300))
+            time.sleep(1000)
+        if task == "leak":
+            kept.append(bytearray(os.urandom(1 << 20) * 30))
+        if task == "family":
+            kept.append(subprocess.Popen(["sleep", "1000"]))
+            print(kept[-1].pid, file=open(offset, "w"), flush=True)
+            time.sleep(1000)
+        if task == "evil":
+            return Evil()
+        if task == "strange error":
+            raise Strange("unknown to the parent")
+        if task == "files":
+            return [file.read() for file in files], offset
         if task == "jax":
             import jax
         if task == "error":
@@ -79,6 +104,61 @@ def test_dead_and_stuck_children_are_replaced(jobs):
         assert error.value.reason == "hang" and time.monotonic() - start < 8
         last = pool(0)[2]
         assert last != first and is_gone(first)
+
+
+def test_stopped_children_and_all_that_they_started_are_killed(jobs, tmp_path):
+    note = tmp_path / "pid"
+    with workers.Pool(1, jobs, (str(note),), deadline_seconds=2.0) as pool:
+        for task in ("stop", "family"):
+            with pytest.raises(workers.WorkerDied) as error:
+                pool(task)
+            assert error.value.reason == "hang"
+        grandchild = int(note.read_text())
+        deadline = time.monotonic() + 5
+        while not is_gone(grandchild) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert is_gone(grandchild)
+        assert pool(3)[1] == 3
+
+
+def test_a_child_that_takes_too_much_memory_is_killed(jobs):
+    with workers.Pool(1, jobs, (0,), deadline_seconds=60, memory_bytes=200 << 20) as pool:
+        with pytest.raises(workers.WorkerDied, match="more than 200 MiB") as error:
+            pool("hog")
+        assert error.value.reason == "memory"
+        assert pool(0)[1] == 0
+
+
+def test_leaking_and_old_children_are_replaced_without_an_error(jobs):
+    with workers.Pool(1, jobs, (0,), memory_bytes=200 << 20) as pool:
+        pids = [pool("leak")[2] for _ in range(12)]
+        assert 1 < len(set(pids)) < 12 and all(is_gone(pid) for pid in set(pids) - set(pool.pids()))
+    with workers.Pool(1, jobs, (0,), max_calls=3) as pool:
+        pids = [pool(i)[2] for i in range(7)]
+        assert len(set(pids[:3])) == len(set(pids[3:6])) == 1 and len(set(pids)) == 3
+
+
+def test_open_files_reach_the_child(jobs, tmp_path):
+    (tmp_path / "a").write_bytes(b"first")
+    (tmp_path / "b").write_bytes(b"second")
+    with (
+        workers.Pool(1, jobs, (0,)) as pool,
+        open(tmp_path / "a", "rb") as a,
+        open(tmp_path / "b", "rb") as b,
+    ):
+        for _ in range(100):  # more than a child may have open at once, were they kept
+            a.seek(0), b.seek(1)
+            assert pool("files", [a, b]) == ([b"first", b"econd"], 0)
+
+
+def test_answers_cannot_run_code_in_the_parent(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    with workers.Pool(1, jobs, (0,)) as pool:
+        with pytest.raises(workers.WorkerDied, match="no place in an answer"):
+            pool("evil")
+        assert not (tmp_path / "canary").exists()
+        with pytest.raises(RuntimeError, match="Strange: unknown to the parent"):
+            pool("strange error")
 
 
 def test_a_wrong_start_is_an_error(jobs):
