@@ -2,18 +2,13 @@
 
 import hashlib
 import io
-import types
 
 import numpy as np
 import pytest
 
 from data_pipelines import video_io
 from data_pipelines.stages import examine
-
-
-def clip(**given):
-    fields = {"id": "a", "file": "a.mp4", "text": "a red square", "source": "folder"}
-    return types.SimpleNamespace(**fields | {"start": None, "end": None, "given": {}} | given)
+from tests.moving_textures import clip
 
 
 def mp4(num_frames=12, height=32, width=48, fps=12.0):

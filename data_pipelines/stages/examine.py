@@ -10,36 +10,75 @@ import json
 import os
 from typing import BinaryIO
 
-from data_pipelines import video_io
+from data_pipelines import clips, video_io
+from data_pipelines.stages import cuts, look, scene, scores
+
+SCENE_TOO_SHORT = "scene too short"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, besides the facts and the check of every frame. Plain values, picklable."""
+    """What to measure, besides the facts and the check of every frame. Plain values, picklable.
+
+    Raises:
+        ValueError: If a value makes no sense.
+        ImportError: If what is asked for needs a package that is missing.
+    """
 
     limits: video_io.Limits = dataclasses.field(default_factory=video_io.Limits)
+    cuts: bool = False  # one row a scene
+    cut_threshold: float = 3.0  # see `cuts.Cutter`
+    min_seconds: float = 0.0  # shorter scenes are left out
+    max_seconds: float | None = None  # longer scenes end here
+    split_long: bool = False  # the rest of a longer scene becomes further ones instead of nothing
+    scores: tuple[str, ...] = ()  # some of `scene.NAMES`
+    num_stills: int = 0  # larger copies of frames for models, under the key "stills"
+    still_side: int = 336  # their short side at most, in pixels
+
+    def __post_init__(self):
+        unknown = [name for name in self.scores if name not in scene.NAMES]
+        if unknown:
+            raise ValueError(
+                f"scores={','.join(unknown)}: not measured from pixels alone; these are "
+                f"{', '.join(scene.NAMES)}."
+            )
+        if self.max_seconds is not None and not 0 < self.max_seconds >= self.min_seconds >= 0:
+            raise ValueError(
+                f"min_seconds={self.min_seconds}, max_seconds={self.max_seconds}: no scene fits."
+            )
+        if self.cuts:
+            cuts.Cutter(self.cut_threshold)
+        if {*self.scores} & {*scene.NEED_OPENCV}:
+            scores.opencv()
 
 
-def examine(file: BinaryIO | str | os.PathLike, clip, options: Options = Options()) -> list[dict]:
+def examine(
+    file: BinaryIO | str | os.PathLike, clip: clips.Clip, options: Options | None = None
+) -> list[dict]:
     """Decodes a file to the end and returns its ledger rows (keys of `ledger.SCHEMA`).
 
-    Rows carry no verdict of a rule: `status` is set only where a file cannot be used.
+    Rows carry no verdict of a filter: `status` is set only where a file or a scene cannot be used.
 
     Args:
-        file: A path, or a seekable binary file.
-        clip: The row of the clip table (`clips.Clip`) that names the file.
-        options: What to measure.
+        file: A path or URL (`clips.open_binary`), or a seekable binary file.
+        clip: The row of the clip table that names the file. With `start` and `end` only frames in
+            between count, and frames from `end` on are not decoded.
+        options: What to measure; None: nothing but facts.
 
     Returns:
-        One row; a file that cannot be used has status "left out", rule and message.
+        One row, with the clip's id; with `cuts` one row a scene of a video, with ids "ID#000" and
+        so on, `parent`, and `start` and `end` in seconds (see `frame_range`). A scene that is the
+        whole clip keeps the clip's own start and end. With `num_stills` a row has another key,
+        `stills`: JPEG files for models to look at.
     """
+    options = options or Options()
     row = {k: getattr(clip, k) for k in ("id", "source", "file", "start", "end", "text")}
     row["given"] = json.dumps(dict(clip.given), sort_keys=True, ensure_ascii=False)
     try:
         if isinstance(file, (str, os.PathLike)):
-            with open(file, "rb") as opened:
-                return [row | _facts(opened, options)]
-        return [row | _facts(file, options)]
+            with clips.open_binary(os.fspath(file)) as opened:
+                return _rows(opened, row, options)
+        return _rows(file, row, options)
     except video_io.MediaError as error:
         return [row | refusal(error.reason, str(error))]
     except FileNotFoundError:
@@ -57,7 +96,16 @@ def refusal(rule: str, message: str) -> dict:
     return {"status": "left out", "rule": rule, "message": message}
 
 
-def _facts(file: BinaryIO, options: Options) -> dict:
+def frame_range(start: float | None, end: float | None, fps: float) -> tuple[int, int | None]:
+    """Returns the first frame of a clip and the frame after its last (None: the file's end).
+
+    Frame n of a file is the one at n / fps seconds, also where its time stamps are uneven: clips
+    are numbered frames everywhere else. The times of a scene come back as its exact frames.
+    """
+    return round((start or 0) * fps), None if end is None else round(end * fps)
+
+
+def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     facts = {"bytes": file.seek(0, os.SEEK_END)}
     if facts["bytes"] > options.limits.max_bytes:
         raise video_io.MediaError(
@@ -66,14 +114,58 @@ def _facts(file: BinaryIO, options: Options) -> dict:
     file.seek(0)
     facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
-    probe = video_io.check(_source(file), options.limits)
-    return facts | {
-        k: v for k, v in dataclasses.asdict(probe).items() if k in _PROBE_KEYS and v is not None
-    }
+    visitor = _visitor(file, row, options)
+    try:
+        probe = video_io.check(file, options.limits, visitor)
+    except look.Enough:
+        probe = video_io.probe(file, options.limits)
+    facts |= {k: getattr(probe, k) for k in ("kind", "format", "codec", "height", "width", "fps")}
+    scenes = visitor.finish()
+    if not scenes:
+        raise video_io.MediaError(
+            "too short", f"no frame between {row['start']} and {row['end']} seconds."
+        )
+    row |= facts
+    if not options.cuts or probe.kind == "image":
+        ((begin, end, values),) = scenes
+        return [row | {"num_frames": end - begin} | values]
+    whole = scenes[0][:2] == (visitor.first, visitor.next)
+    return [
+        row | _scene_row(f"{row['id']}#{i:03d}", *found, row, whole, options)
+        for i, found in enumerate(scenes)
+    ]
 
 
-_PROBE_KEYS = ("kind", "format", "codec", "num_frames", "height", "width", "fps")
+def _visitor(file: BinaryIO, row: dict, options: Options) -> look.Visitor:
+    first, stop, max_frames = 0, None, None
+    longest = options.max_seconds if options.cuts else None
+    if (row["start"], row["end"], longest) != (None, None, None):
+        head = video_io.probe(file, options.limits)
+        if head.kind == "video":
+            first, stop = frame_range(row["start"], row["end"], head.fps)
+            max_frames = None if longest is None else max(1, round(longest * head.fps))
+    return look.Visitor(
+        lambda number: scene.Scene(number, options.scores, options.num_stills),
+        first=first,
+        stop=stop,
+        cutter=cuts.Cutter(options.cut_threshold) if options.cuts else None,
+        max_frames=max_frames,
+        split_long=options.split_long,
+        looks=bool(options.scores),
+        still_side=max(options.still_side, scores.SHARP_SIDE),
+    )
 
 
-def _source(file: BinaryIO):
-    return file.name if isinstance(getattr(file, "name", None), str) else file.read()
+def _scene_row(
+    id: str, begin: int, end: int, values: dict, row: dict, whole: bool, options: Options
+):
+    """Returns what sets the row of a scene apart from that of its file."""
+    seconds = (end - begin) / row["fps"]
+    values = values | {"id": id, "parent": row["id"], "num_frames": end - begin}
+    if not whole:
+        values |= {"start": begin / row["fps"], "end": end / row["fps"]}
+    if seconds < options.min_seconds:
+        values |= refusal(
+            SCENE_TOO_SHORT, f"{seconds:.2f} seconds, min_seconds={options.min_seconds:g}."
+        )
+    return values

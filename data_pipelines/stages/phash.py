@@ -1,0 +1,46 @@
+"""Perceptual hashes: equal clips have near hashes after encoding, resizing, or a shift by a frame.
+
+Each is the common 64-bit DCT hash: the signs of the 8x8 lowest frequencies of a 32x32 picture,
+against their median.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+SHARES = (0.125, 0.375, 0.625, 0.875)  # of a clip's length: where its pictures are taken
+SIDE = 32
+BITS = 64  # of one picture
+
+_PLACES = (np.arange(SIDE) + 0.5) * np.pi / SIDE
+_DCT = np.cos(np.arange(8)[:, None] * _PLACES)  # [8, 32], the DCT-II up to factors
+
+
+def thumbnail(luma_HW: np.ndarray) -> np.ndarray:
+    """Returns what a picture's hash is made from, uint8 [32, 32]."""
+    return np.asarray(Image.fromarray(luma_HW).resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def phash(thumbnails: Sequence[np.ndarray]) -> bytes:
+    """Returns the hashes of `thumbnail`s, 8 bytes each, one after the other."""
+    hashes = []
+    for picture_HW in thumbnails:
+        # rounded, so that a plain picture has zeros and not the signs of rounding errors
+        waves = np.round(_DCT @ picture_HW.astype(np.float64) @ _DCT.T).ravel()
+        # the first is the mean brightness, always positive, and would shift the median
+        hashes.append(np.packbits(waves > np.median(waves[1:])).tobytes())
+    return b"".join(hashes)
+
+
+def distance(one: bytes, other: bytes) -> int:
+    """Returns in how many bits two hashes of the same number of pictures differ.
+
+    Of 64 bits a picture, copies differ in a few and strangers in 32 or so.
+
+    Raises:
+        ValueError: If they are of different length.
+    """
+    if len(one) != len(other):
+        raise ValueError(f"hashes of {len(one)} and {len(other)} bytes cannot be compared.")
+    return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
