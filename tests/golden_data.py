@@ -7,8 +7,8 @@ import math
 import golden_utils
 import numpy as np
 
-from data_pipelines import buckets, transforms
-from vidgen import captions, flow, optim, prompts, torch_names
+from data_pipelines import buckets, caption_cleaning, transforms
+from vidgen import flow, optim, prompts, torch_names
 from vidgen.models import layers, stdit, text, vae
 
 COMPAT = "open-sora-1.2"
@@ -203,9 +203,9 @@ def check_lr_schedules(case):
 def check_text_preprocessing(case):
     for entry in case.take("captions"):
         text = entry["input"]
-        assert captions.repair(text) == entry["basic_clean"]
-        assert captions.clean_once(text) == entry["cleaned_once"]
-        assert captions.clean(text) == entry["output"]
+        assert caption_cleaning.repair(text) == entry["basic_clean"]
+        assert caption_cleaning.clean_once(text) == entry["cleaned_once"]
+        assert caption_cleaning.clean(text) == entry["output"]
         assert text.lower().strip() == entry["output_without_preprocessing"]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vidgen import captions
+from data_pipelines import caption_cleaning
 
 # spec B.9: measured on the original
 CLEANED = {
@@ -21,4 +21,4 @@ CLEANED = {
 
 @pytest.mark.parametrize("text", CLEANED)
 def test_cleaning_gives_what_the_original_gave(text):
-    assert captions.clean(text) == CLEANED[text]
+    assert caption_cleaning.clean(text) == CLEANED[text]
