@@ -500,3 +500,19 @@ def test_two_downloads_do_not_share_a_folder(server, tmp_path):
         download.fcntl.flock(lock, download.fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another download works on"):
             runner.run([], 1)
+
+
+def test_content_that_changes_for_ever_ends(server, tmp_path):
+    versions = [bytes([i]) * (100_000 + i) for i in range(50)]  # each a little longer: "progress"
+    file = File(CONTENT, drop_at=[90_000 + i for i in range(50)], versions=versions)
+    assert fail(server, tmp_path, file) == "dropped"
+    assert len(server.requests) < 10
+
+
+def test_another_checksum_in_the_list_fetches_a_file_again(server, tmp_path):
+    url = server.add("/a.mp4", File(b"old"))
+    for content in (b"old", b"new"):
+        server.add("/a.mp4", File(content))
+        (tmp_path / "urls").write_text(f"{url} a.mp4 {hashlib.sha256(content).hexdigest()}")
+        assert run(f"--urls={tmp_path}/urls", f"--out={tmp_path}/out").returncode == 0
+        assert (tmp_path / "out/a.mp4").read_bytes() == content
