@@ -26,10 +26,11 @@ def count(shapes):
 
 
 def test_the_full_models_have_the_published_sizes():
-    task = tasks.make_task(without_folder(opensora))
+    config = without_folder(opensora)
+    task = tasks.make_task(config)
     null_caption = 300 * 4096  # a buffer there, not a parameter
     assert count(jax.eval_shape(task.init, jax.random.key(0))) == 1_207_643_972 + null_caption
-    _, init_vae = encoders.split(encoders.vae_maker(task.config))
+    _, init_vae = encoders.split(encoders.vae_maker(config))
     # and 4 + 4 statistics of the latents
     assert count(jax.eval_shape(init_vae, jax.random.key(0))) == 83_653_863 + 309_687_144 + 8
 
