@@ -11,6 +11,7 @@ CORE = [
     "av>=18,<19",  # FFmpeg's libraries; 19 has no `metadata_errors`, which video_io needs
     "einops",
     "flax>=0.12",
+    "fsspec",  # clips and shards elsewhere than on this machine
     "ftfy",  # caption cleaning
     "grain>=0.2.16",  # 0.2.16 mended the restore of shuffled data
     "jax>=0.10",
@@ -19,6 +20,7 @@ CORE = [
     "optax",
     "orbax-checkpoint>=0.12.3",  # marks a finished checkpoint on every kind of storage
     "pillow",
+    "pyarrow",  # the ledger of a data set
     "safetensors",
     "tensorboardX",
     "tensorflow-datasets",
@@ -29,6 +31,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10"],
     "beam": ["apache-beam"],
+    "data": ["opencv-python", "scenedetect>=0.7"],  # scene cuts, motion; scenedetect wants this cv2
     "serve": ["starlette", "uvicorn"],
     "wandb": ["wandb"],
     "torch": ["torch"],

@@ -15,7 +15,7 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = ("test",)
+EXTRAS = ("test", "beam", "data")  # what the tests cover
 HEADER = (
     "# Made by launch/lock.py from setup.py for Python {python}; install with --require-hashes.\n"
 )
