@@ -90,11 +90,15 @@ def test_many_threads_and_a_forked_child_read_one_archive(archives):
     read = lambda name: clips.open_binary(name).read()
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         assert all(content == CONTENT for content in threads.map(read, names))
+    archive = archives["stored"].partition("::")[2]
+    opened = clips._archive(os.getpid(), archive).fp.fileno()
+    place = os.lseek(opened, 1, os.SEEK_SET)
     pid = os.fork()
     if pid == 0:  # shares the open file's position, were it not opened anew
         os._exit(0 if all(read(name) == CONTENT for name in names) else 1)
-    assert all(read(name) == CONTENT for name in names)
     assert os.waitpid(pid, 0)[1] == 0
+    assert os.lseek(opened, 0, os.SEEK_CUR) == place
+    assert all(read(name) == CONTENT for name in names)
 
 
 def test_an_archive_that_is_replaced_is_read_anew(tmp_path):

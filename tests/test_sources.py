@@ -335,7 +335,7 @@ def test_webdataset_traps_are_verdicts(tmp_path):
     path.write_bytes(content[: content.rindex(b"v") - 1000])
     table = sources.read(str(path))
     assert reasons(table[:4]) == ["missing file", "bad id", "bad json", ""]
-    assert set(reasons(table[4:])) <= {"truncated", "damaged"} and len(table) > 4
+    assert reasons(table[4:]) == ["truncated", "damaged"]
     with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.mp4"))
     with pytest.raises(ValueError, match="no sample could be read"):

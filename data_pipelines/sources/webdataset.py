@@ -78,26 +78,36 @@ def expand(pattern: str) -> list[str]:
 def _samples(file, size: int):
     """Yields (key, {extension: (offset, size, content or Refused)}) of neighbouring members."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        key, sample = None, {}
-        for member in tar:
-            if not member.isreg() or member.issparse():
-                continue
-            place, _, extension = posixpath.basename(member.name).partition(".")
+        key, sample, broken = None, {}, None
+        members = iter(tar)
+        while True:
+            try:
+                member = next(members, None)
+                content: bytes | rows.Refused = b""
+                if member is None:
+                    break
+                if not member.isreg() or member.issparse():
+                    continue
+                place, _, extension = posixpath.basename(member.name).partition(".")
+                extension = "." + extension.lower()
+                if member.offset_data + member.size > size:
+                    content = rows.Refused("truncated", f"the shard ends inside of {member.name}.")
+                elif extension in (".txt", ".json"):
+                    content = tar.extractfile(member).read(folder.MAX_SIDECAR + 1)
+            except (OSError, tarfile.TarError) as error:
+                broken = error
+                break
             this = posixpath.join(posixpath.dirname(member.name), place)
             if this != key:
                 if sample:
                     yield key, sample
                 key, sample = this, {}
-            extension = "." + extension.lower()
-            content: bytes | rows.Refused = b""
-            if member.offset_data + member.size > size:
-                content = rows.Refused("truncated", f"the shard ends inside of {member.name}.")
-            elif extension in (".txt", ".json"):
-                content = tar.extractfile(member).read(folder.MAX_SIDECAR + 1)
             sample[extension] = (member.offset_data, member.size, content)
             tar.members = []  # or it keeps all headers of a shard
         if sample:
             yield key, sample
+        if broken:
+            raise broken
 
 
 def _add(table: rows.Rows, number: int, shard: str, key: str, sample: dict):
