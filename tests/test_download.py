@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -516,3 +517,13 @@ def test_another_checksum_in_the_list_fetches_a_file_again(server, tmp_path):
         (tmp_path / "urls").write_text(f"{url} a.mp4 {hashlib.sha256(content).hexdigest()}")
         assert run(f"--urls={tmp_path}/urls", f"--out={tmp_path}/out").returncode == 0
         assert (tmp_path / "out/a.mp4").read_bytes() == content
+
+
+def test_certificates_are_checked(server, tmp_path):
+    context = fetch._tls()
+    assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
+    limits = dataclasses.replace(LIMITS, retries=0)
+    url = server.url("/a").replace("http:", "https:")  # a server that knows no TLS
+    with pytest.raises(fetch.FetchError) as error:
+        fetch.fetch(fetch.Remote(url), tmp_path / "a", limits)
+    assert error.value.reason == "no connection" and server.requests == []
