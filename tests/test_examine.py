@@ -2,13 +2,15 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from data_pipelines import video_io
 from data_pipelines.stages import examine
-from tests.moving_textures import clip
+from tests.moving_textures import camera_move, clip
 
 
 def mp4(num_frames=12, height=32, width=48, fps=12.0):
@@ -57,3 +59,38 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_row_too(monkeypatch):
     monkeypatch.setattr(video_io, "check", fail)
     (row,) = examine.examine(io.BytesIO(mp4()), clip())
     assert (row["rule"], row["message"]) == ("decoder error", "RuntimeError: a bug")
+
+
+def test_all_of_it_runs_behind_the_guard_within_512_mib(tmp_path):
+    video_THWC = camera_move(21, 360, 640, right=2)
+    (tmp_path / "a.mp4").write_bytes(video_io.encode_mp4(video_THWC, 24.0))
+    code = f"""
+import resource
+from data_pipelines import clips, guard
+from data_pipelines.stages import examine, scene
+file = open({str(tmp_path / "a.mp4")!r}, "rb")
+guard.enter()
+options = examine.Options(cuts=True, scores=scene.NAMES, num_stills=3)
+(row,) = examine.examine(file, clips.Clip("a", "a.mp4", "t"), options)
+assert "status" not in row and {{*scene.NAMES, "stills"}} <= {{*row}}, row
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 512 << 10  # KiB; measured: 130 MiB, and 310 MiB at 4096x4096
+
+
+def test_options_say_which_values_make_no_sense():
+    with pytest.raises(ValueError, match="max_seconds=1: no scene fits"):
+        examine.Options(min_seconds=2, max_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "module, options",
+    [("cv2", {"scores": ("motion",)}), ("cv2", {"cuts": True}), ("scenedetect", {"cuts": True})],
+)
+def test_a_missing_package_is_told_before_any_work(module, options, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r'pip install "vidgen\[data\]"'):
+        examine.Options(**options)
+    examine.Options(scores=("sharpness", "brightness", "letterbox", "phash"))

@@ -9,7 +9,14 @@ from PIL import Image
 from data_pipelines.stages import examine, phash
 from tests.moving_textures import camera_move, clip, mp4
 
-NEAR = 8 * len(phash.SHARES)  # bits: an eighth
+NEAR, FAR = 10, 20  # of the 64 bits of a picture
+
+
+def distance(one, other):
+    """The largest number of different bits of a picture's hash."""
+    assert len(one) == len(other) == 8 * len(phash.SHARES)
+    words = np.frombuffer(one, ">u8") ^ np.frombuffer(other, ">u8")
+    return int(np.bitwise_count(words).max())
 
 
 def hashed(video_THWC, **encoding):
@@ -32,24 +39,14 @@ def videos():
 def test_an_encoded_shrunk_or_shifted_copy_is_near(videos):
     for video_THWC in videos:
         original = hashed(video_THWC)
-        assert len(original) == 8 * len(phash.SHARES)
         copies = [hashed(video_THWC, crf=38), hashed(half(video_THWC)), hashed(video_THWC[1:])]
         copies += [hashed(video_THWC[:-1]), hashed(half(video_THWC)[1:], crf=32)]
-        assert max(phash.distance(original, copy) for copy in copies) <= NEAR
+        assert max(distance(original, copy) for copy in copies) <= NEAR
 
 
 def test_other_clips_are_far(videos):
     hashes = [hashed(video_THWC) for video_THWC in videos]
-    nearest = min(phash.distance(a, b) for a, b in itertools.combinations(hashes, 2))
-    assert nearest > 2 * NEAR
-
-
-def test_a_picture_has_one_hash_and_lengths_do_not_mix():
-    picture = camera_move(1, 96, 160)[0]
-    one = phash.phash([phash.thumbnail(picture[..., 0])])
-    assert len(one) == 8 and phash.distance(one, one) == 0
-    with pytest.raises(ValueError, match="8 and 32 bytes"):
-        phash.distance(one, one * 4)
+    assert min(distance(a, b) for a, b in itertools.combinations(hashes, 2)) > FAR
 
 
 def test_a_plain_picture_hashes_to_itself_whatever_its_level():

@@ -53,7 +53,8 @@ class Captioner:
         retries: Further tries after a busy or broken answer, each after twice the wait.
         parallel: Requests at the same time.
         wait: Seconds before the second try.
-        cache: JSONL file of answers, one {"key", "caption"} a line; None: nothing is kept.
+        cache: JSONL file of answers, one {"key", "caption"} a line, which several processes may
+            share; None: nothing is kept.
     """
 
     def __init__(
@@ -146,8 +147,7 @@ class Captioner:
             with self.lock:
                 self.known[key] = caption
                 if self.cache:
-                    with open(self.cache, "a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, "caption": caption}) + "\n")
+                    _append(self.cache, {"key": key, "caption": caption})
         return self.known[key]
 
     def _ask(self, stills: Sequence[bytes]) -> str:
@@ -235,12 +235,23 @@ def _spread(stills: Sequence[bytes], number: int) -> list[bytes]:
     return [stills[int((i + 0.5) * len(stills) / number)] for i in range(number)]
 
 
+def _append(path: pathlib.Path, answer: dict):
+    """Writes one line; several processes may write to the same file."""
+    line = b"\n" + json.dumps(answer).encode() + b"\n"  # the first ends what a kill left unfinished
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
 def _read_cache(path: pathlib.Path) -> dict[str, str]:
-    """Reads the answers of earlier runs, and cuts off a line that a kill left half written."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    answers = map(json.loads, whole.splitlines())
-    return {answer["key"]: answer["caption"] for answer in answers}
+    """Reads the answers of earlier runs; a line that a kill left half written is no answer."""
+    answers = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            answer = json.loads(line)
+            answers[answer["key"]] = answer["caption"]
+        except (ValueError, LookupError, TypeError):
+            continue
+    return answers

@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 
+from data_pipelines.stages import scores
+
 
 class Cutter:
     """Finds hard cuts in frames that come one after the other.
@@ -15,6 +17,7 @@ class Cutter:
     """
 
     def __init__(self, threshold: float = 3.0):
+        self.cv2 = scores.opencv()
         detectors, self.timecode = _scenedetect()
         self.detector = detectors.AdaptiveDetector(adaptive_threshold=threshold)
         self.delay = self.detector.event_buffer_length  # frames from a cut to its report
@@ -24,7 +27,7 @@ class Cutter:
 
         They are `delay` frames back.
         """
-        bgr_HWC = np.ascontiguousarray(look_HWC[..., ::-1])
+        bgr_HWC = self.cv2.cvtColor(look_HWC, self.cv2.COLOR_RGB2BGR)
         # the rate has no part in the decision: lengths are in frames
         found = self.detector.process_frame(self.timecode(number, 25.0), bgr_HWC)
         return [timecode.frame_num for timecode in found]
@@ -35,7 +38,7 @@ def _scenedetect():
         from scenedetect import FrameTimecode, detectors
     except ImportError as error:
         raise ImportError(
-            f"scene cuts need PySceneDetect and OpenCV, which cannot be imported ({error}): pip "
+            f"scene cuts need PySceneDetect, which cannot be imported ({error}): pip "
             'install "vidgen[data]"'
         ) from error
     logging.getLogger("pyscenedetect").setLevel(logging.ERROR)

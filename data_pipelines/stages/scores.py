@@ -145,8 +145,8 @@ def opencv():
         import cv2
     except ImportError as error:
         raise ImportError(
-            f"optical flow needs OpenCV, which cannot be imported ({error}): pip install "
-            '"vidgen[data]"'
+            f"scene cuts and optical flow need OpenCV, which cannot be imported ({error}): pip "
+            'install "vidgen[data]"'
         ) from error
     cv2.setNumThreads(1)
     return cv2

@@ -4,7 +4,6 @@ The operations are those of Open-Sora 1.2's `datautil` (spec 9.7); `docs/datauti
 Cleaning by its rules for prompts is `caption_cleaning.clean`.
 """
 
-import dataclasses
 import functools
 import hashlib
 import re
@@ -12,8 +11,6 @@ import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
-
-from data_pipelines import caption_cleaning
 
 SCORE_NAMES = {"aesthetic": "aesthetic score", "motion": "motion score"}  # column -> words
 SCORE_SHARE = 0.8  # each score is told to the model in so many of the captions
@@ -25,59 +22,6 @@ _PREFIX = re.compile(
     "|".join(f"(?:the {kind} (?:{v})\\b|in the {kind},)" for kind, v in _VERBS.items()), re.I
 )
 _LINK = re.compile(r"https?://\S")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What becomes of a caption, in this order; the fields say what is done when true.
-
-    Raises:
-        ImportError: If `english` is asked for and lingua is not installed.
-    """
-
-    drop_links: bool = False  # captions with an http address leave the clip out
-    english: bool = False  # captions that are not English leave the clip out
-    camera: bool = False  # " Camera motion: pan left."
-    strip_prefix: bool = False  # "The video shows"
-    append: str = ""  # the same words for every clip
-    scores: bool = False  # " [aesthetic score: 5.5, motion score: 10.0]"
-    clean: bool = False  # as the published model reads prompts: lower case, no links, ...
-    seed: int = 0  # of the scores that are left out
-
-    def __post_init__(self):
-        if self.english:
-            _lingua()
-
-
-def prepare(row: Mapping, options: Options) -> dict:
-    """Returns a ledger row with `caption` as it is trained on, or left out with the reason.
-
-    It starts from `caption`, or from `text` where there is none yet. Rows that are left out
-    already, and rows without any caption, come back as they are.
-    """
-    caption = row.get("caption") or row.get("text")
-    if row.get("status") == "left out" or not caption:
-        return dict(row)
-    if options.drop_links and has_link(caption):
-        return row | _refusal("link in caption", "the caption holds an http address.")
-    if options.english and not is_english(caption):
-        return row | _refusal("not English", "English is not among the five likeliest languages.")
-    if options.camera:
-        caption = add_camera(caption, row.get("camera"))
-    if options.strip_prefix:
-        caption = strip_prefix(caption)
-    caption += options.append
-    if options.scores:
-        caption = add_scores(caption, row, row["id"], seed=options.seed)
-    if options.clean:
-        caption = caption_cleaning.clean(caption)
-    if not caption:
-        return row | _refusal("no caption", "nothing is left of the caption after cleaning.")
-    return row | {"caption": caption}
-
-
-def _refusal(rule: str, message: str) -> dict:
-    return {"status": "left out", "rule": rule, "message": message}
 
 
 def one_line(caption: str, max_characters: int) -> str:
