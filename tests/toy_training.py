@@ -184,6 +184,6 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
 
 def reported(workdir: pathlib.Path) -> list[dict]:
     """What metrics.jsonl says of each step, without times and rates."""
-    timing = ("time", "step_seconds", "tokens_per_second")
+    timing = ("time", "step_seconds", "tokens_per_second", "flops_per_second")
     lines_ = lines(workdir / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in timing} for line in lines_]
