@@ -85,6 +85,12 @@ _NAMED_RATIOS = {line.split()[1]: line.split()[0] for line in _TABLE_17.split("\
 _FRAME_NAMES = {"1x": 51, "2x": 102, "4x": 204, "8x": 408, "16x": 816}
 _FRAME_NAMES |= {"2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816}
 MIN_PIXEL_SHARE = 0.8  # a clip may be enlarged this little
+# Why a clip is in no bucket; what stands later came nearer to one.
+REASONS = (
+    *("too few pixels", "no bucket of its kind", "too short", "keep is 0"),
+    *("length not drawn", "not kept by the draw"),
+)
+_SMALL, _KIND, _SHORT, _ZERO, _LENGTH, _DRAW = range(len(REASONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,29 +292,44 @@ class Table:
             epoch: From 0. Draws differ from epoch to epoch.
             seed: Of the run.
         """
+        return self.place(num_frames, height, width, row=row, epoch=epoch, seed=seed)[0]
+
+    def place(
+        self, num_frames: int, height: int, width: int, *, row: int, epoch: int, seed: int
+    ) -> tuple[Bucket | None, str]:
+        """Returns the bucket of `assign` and "", or None and one of REASONS.
+
+        Resolutions may refuse a clip for different reasons: the one by which it came nearest to a
+        bucket is told.
+        """
         base = seed + epoch + row * self.num_buckets
+        nearest = _SMALL
         for resolution, entries in self.entries.items():
             if height * width < MIN_PIXEL_SHARE * pixels(resolution):
                 continue
-            chosen, rng = None, None
+            chosen, rng, reason = None, None, _KIND
             for entry in entries:
-                if num_frames == 1:
-                    if entry.num_frames == 1:
+                draws = _Draws(base + entry.ordinal)
+                if num_frames == 1 or entry.num_frames == 1:
+                    if num_frames == entry.num_frames:
                         # an image is accepted below keep, which is never reached at keep = 1
-                        chosen, rng = entry, _Draws(base + entry.ordinal)
+                        chosen, rng = entry, draws
                         break
                     continue
-                draws = _Draws(base + entry.ordinal)
-                if entry.consider is not None and draws.next() > entry.consider:
-                    continue
-                if entry.num_frames != 1 and num_frames > entry.num_frames * self.frame_interval:
+                if num_frames <= entry.num_frames * self.frame_interval:
+                    reason = max(reason, _SHORT)
+                elif entry.consider is not None and draws.next() > entry.consider:
+                    reason = _LENGTH
+                else:
                     chosen, rng = entry, draws
                     break
-            if chosen is None or (chosen.keep < 1 and rng.next() >= chosen.keep):
-                continue
-            aspect = closest_aspect(height, width, resolution, self.aspects[resolution])
-            return self.bucket(resolution, chosen.num_frames, aspect)
-        return None
+            if chosen is not None and (chosen.keep == 1 or rng.next() < chosen.keep):
+                aspect = closest_aspect(height, width, resolution, self.aspects[resolution])
+                return self.bucket(resolution, chosen.num_frames, aspect), ""
+            if chosen is not None:
+                reason = _DRAW if chosen.keep else _ZERO
+            nearest = max(nearest, reason)
+        return None, REASONS[nearest]
 
 
 class _Draws:

@@ -51,3 +51,21 @@ def test_wrong_names_list_the_right_ones():
         buckets.Table({"32": {17: (1.0, 4)}}, aspects=["0.5"])
     with pytest.raises(ValueError, match="2s"):
         buckets.parse_num_frames("3s")
+
+
+def test_a_clip_without_a_bucket_is_told_how_near_it_came():
+    rows = {17: (1.0, 4), 9: ((1.0, 0.0), 8)}
+    table = buckets.Table({"64": {33: (0.0, None), **rows}, "32": rows})
+    reason = lambda *size: table.place(*size, row=0, epoch=0, seed=0)[1]
+    assert reason(20, 64, 64) == ""
+    assert reason(20, 8, 8) == "too few pixels"
+    assert reason(1, 64, 64) == "no bucket of its kind"
+    assert reason(9, 64, 64) == "too short"
+    assert reason(17, 64, 64) == "length not drawn"
+    no_chance = buckets.Table({"64": {33: (0.0, None)}, "32": {65: (1.0, 1)}})
+    assert no_chance.place(40, 64, 64, row=0, epoch=0, seed=0) == (None, "keep is 0")
+    half = buckets.Table({"32": {9: (0.5, 1)}})
+    found = {half.place(10, 64, 64, row=row, epoch=0, seed=0)[1] for row in range(40)}
+    assert found == {"", "not kept by the draw"}
+    images = buckets.Table({"32": {1: (1.0, 1)}})
+    assert images.place(40, 64, 64, row=0, epoch=0, seed=0)[1] == "no bucket of its kind"
