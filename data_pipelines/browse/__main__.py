@@ -1,0 +1,131 @@
+"""Writes and serves a page that shows a data set clip by clip.
+
+    python -m data_pipelines.browse --data=shards --out=page
+    python -m data_pipelines.browse --data=shards --out=page --config=configs/quickstart.py --serve
+
+The page shows each clip with a moving preview, its caption, scores and verdict; search, filters and
+histograms; and, given a config, which clips land in which bucket and why others do not. It opens as
+a file, page/index.html, or through --serve. Stopped at any moment, kill -9 included, the command
+goes on when it is run again.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import pathlib
+
+from data_pipelines import buckets
+from data_pipelines.browse import page, serve
+
+
+def read_buckets(config: str | None, table: str | None) -> page.Buckets | None:
+    """Reads the buckets of a config file ("FILE.py" or "FILE.py:ARGUMENT") or of JSON.
+
+    Args:
+        config: A Python file with `get_config`.
+        table: {resolution: {frames: [keep, batch_size]}} as JSON, or the file that holds it.
+
+    Raises:
+        ValueError: If it cannot be read or is no bucket table.
+    """
+    if config:
+        path, _, argument = config.partition(":")
+        try:
+            spec = importlib.util.spec_from_file_location("browsed_config", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            found = module.get_config(*[argument] * bool(argument))
+            entries, interval = found.data.buckets.to_dict(), found.data.frame_interval
+        except (OSError, AttributeError, ImportError, SyntaxError) as error:
+            raise ValueError(
+                f"--config={config} cannot be read ({error}): give a Python file whose get_config "
+                "returns data.buckets, as configs/quickstart.py."
+            ) from error
+        name, seed = path, found.seed
+    elif table:
+        is_inline = table.lstrip().startswith("{")
+        try:
+            entries = json.loads(table if is_inline else pathlib.Path(table).read_text("utf-8"))
+            entries = {name: dict(frames) for name, frames in entries.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"--buckets={table} is no bucket table ({error}): give JSON such as "
+                '{"240p": {"51": [1.0, 8]}}, or a file that holds it.'
+            ) from error
+        name, interval, seed = "buckets" if is_inline else pathlib.Path(table).name, 1, 0
+    else:
+        return None
+    if not any(entries.values()):
+        raise ValueError(f"{name} has no data.buckets: choose a config of a run on data.")
+    entries = {
+        resolution: {buckets.parse_num_frames(n): _tuples(x) for n, x in frames.items()}
+        for resolution, frames in entries.items()
+    }
+    buckets.Table(entries, frame_interval=interval)  # refuses what is wrong before work starts
+    return page.Buckets(name, entries, interval, seed)
+
+
+def _tuples(entry):
+    return tuple(map(_tuples, entry)) if isinstance(entry, list | tuple) else entry
+
+
+def size(num_bytes: float) -> str:
+    """12 kB, 3.4 MB."""
+    power = min(4, max(0, int(math.log(max(num_bytes, 1), 1000))))
+    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="data_pipelines.browse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="folder of the data set, or a ledger.parquet")
+    parser.add_argument("--out", required=True, help="folder of the page")
+    parser.add_argument("--config", help="config file whose buckets are shown")
+    parser.add_argument("--buckets", help="a bucket table instead: JSON, or a file of it")
+    parser.add_argument(
+        "--clips",
+        default=str(page.SAMPLE),
+        help=f"how many clips get a preview, or all; {page.SAMPLE:,} by default",
+    )
+    parser.add_argument("--num_workers", type=int, default=0, help="children; 0: one a processor")
+    parser.add_argument("--serve", action="store_true", help="serve the page when it is written")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    args = parser.parse_args(argv)
+    if args.config and args.buckets:
+        parser.error("--config and --buckets exclude each other.")
+    if args.clips != "all" and not args.clips.isdigit():
+        parser.error(f"--clips={args.clips} is neither a number nor all.")
+    try:
+        done = page.write(
+            args.data,
+            args.out,
+            bucket_config=read_buckets(args.config, args.buckets),
+            clips=None if args.clips == "all" else int(args.clips),
+            num_workers=args.num_workers,
+        )
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    index = os.path.join(args.out, "index.html")
+    in_buckets = "" if done["bucketed"] is None else f", {done['bucketed']:,} in a bucket"
+    print(
+        f"{index}: {done['clips']:,} clips ({done['kept']:,} kept{in_buckets}), "
+        f"{done['previews']:,} previews, {size(done['bytes'])}"
+    )
+    if args.serve:
+        server = serve.make_server(args.out, args.host, args.port)
+        name = "localhost" if args.host == "127.0.0.1" else args.host
+        print(f"serving at http://{name}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            server.server_close()
+
+
+if __name__ == "__main__":
+    main()

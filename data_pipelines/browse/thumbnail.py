@@ -1,0 +1,105 @@
+"""One small moving picture of a clip, made in a child process that may open nothing else.
+
+A preview is a poster (webp) and, of a video, its first seconds as a muted mp4 in real time.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from data_pipelines import guard, video_io
+
+SIDE = 240  # pixels of the longer side: a card on a dense screen
+SECONDS = 3.0
+MAX_FPS = 12.5
+MEMORY_BYTES = 1 << 30  # of a child
+_CRF = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What to make a preview of: the bytes of a file or where it lies, and the part in seconds."""
+
+    source: bytes | str
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """Encoded pictures; where there is none, the reason in a few words."""
+
+    poster: bytes = b""
+    motion: bytes = b""
+    note: str = ""
+
+
+class _Enough(Exception):
+    """Ends the decoding of a file of which no more frames are wanted."""
+
+
+def make_maker() -> Callable[[Task], Preview]:
+    """Locks a child process up, and returns the function that it calls for each clip."""
+    Image.init()
+    guard.enter(memory_bytes=MEMORY_BYTES)
+    return make
+
+
+def make(task: Task, file: BinaryIO | None = None) -> Preview:
+    """Makes one preview; a damaged file gives the frames before the damage.
+
+    Args:
+        task: What to show.
+        file: The open file, where the task holds no bytes.
+    """
+    try:
+        source = file or task.source
+        head = video_io.probe(source)
+        step = math.ceil(head.fps / MAX_FPS)  # every so many frames: even motion
+        first = round(task.start * head.fps)
+        last = first + round(min(SECONDS, (task.end or math.inf) - task.start) * head.fps)
+        size, to_rgb, images = _fit(head.width, head.height), VideoReformatter(), []
+
+        def visit(number: int, frame):
+            if isinstance(frame, Image.Image):
+                images.append(np.asarray(frame.resize(size, Image.Resampling.BOX)))
+            elif number >= max(last, first + 1):
+                raise _Enough
+            elif number >= first and (number - first) % step == 0:
+                small = to_rgb.reformat(frame, *size, "rgb24", threads=1)
+                images.append(small.to_ndarray())
+
+        note = ""
+        try:
+            video_io.check(source, visit=visit)
+        except _Enough:
+            pass
+        except video_io.MediaError as error:
+            note = error.reason
+    except video_io.MediaError as error:
+        return Preview(note=error.reason)
+    except MemoryError:
+        return Preview(note="too large")
+    except Exception as error:  # a decoder's own bug must not end the page
+        return Preview(note=f"decoder error: {type(error).__name__}")
+    if not images:
+        return Preview(note=note or "too short")
+    poster = io.BytesIO()
+    Image.fromarray(images[len(images) // 3]).save(poster, "WEBP", quality=70, method=4)
+    motion = b""
+    if len(images) > 1:
+        motion = video_io.encode_mp4(np.stack(images), head.fps / step, crf=_CRF)
+    return Preview(poster.getvalue(), motion)
+
+
+def _fit(width: int, height: int) -> tuple[int, int]:
+    """Size within SIDE, never enlarged; even, as 4:2:0 needs."""
+    scale = min(1.0, SIDE / max(width, height))
+    even = lambda x: max(2, 2 * round(x * scale / 2))
+    return even(width), even(height)
