@@ -59,6 +59,12 @@ def test_scores_of_a_scene_see_its_frames_alone(film):
         assert abs(int(np.argmin(error)) - middle) <= 2 or row is still
 
 
+def test_a_scene_of_three_frames_at_the_end_has_its_stills(film):
+    pan, tail = cut(film[:33], num_stills=3, scores=("sharpness",))
+    assert frames([pan, tail]) == [(0, 30), (30, 33)]
+    assert len(tail["stills"]) == 3 and tail["sharpness"] > 0
+
+
 def test_a_short_scene_is_left_out_and_a_long_one_ends_or_is_split(film):
     rows = cut(film, min_seconds=1.0, max_seconds=1.5)
     assert frames(rows) == [(0, 30), (30, 50), (50, 86)]
@@ -102,7 +108,7 @@ def test_kept_items_are_few_and_evenly_spread(most, length):
         kept.add(i, i)
     indices = list(kept.items)
     assert min(length, (most + 1) // 2) <= len(indices) <= most
-    assert indices == [*range(0, length, kept.stride)]
+    assert indices == [*range(0, length, kept.stride)] and kept.stride.bit_count() == 1
     for share in (0.0, 0.3, 1.0):
         assert abs(kept.at(share * (length - 1)) - share * (length - 1)) <= max(1, kept.stride)
 

@@ -1,7 +1,7 @@
 """How much of the picture is covered by text, by a text detector whose weights come by path.
 
 OpenCV has no detector without weights. Any DB model (Liao et al. 2020, arXiv:1911.08947) in ONNX
-will do, such as those of OpenCV's model zoo. Runs in the parent, on stills.
+will do, such as those of OpenCV's model zoo and PP-OCR's detectors. Runs in the parent, on stills.
 """
 
 import io
@@ -32,7 +32,7 @@ class TextDetector:
     """
 
     def __init__(self, weights: str | os.PathLike, side: int = 736):
-        cv2 = scores.opencv()
+        cv2 = _opencv()
         self.side = side
         try:
             self.model = cv2.dnn.readNetFromONNX(os.fspath(weights))
@@ -58,7 +58,7 @@ class TextDetector:
             yield row if share is None else row | {"text_share": share}
 
     def _share(self, image: np.ndarray | bytes) -> float:
-        cv2 = scores.opencv()
+        cv2 = _opencv()
         if isinstance(image, bytes):
             image = np.asarray(Image.open(io.BytesIO(image), formats=["JPEG"]).convert("RGB"))
         blob = cv2.dnn.blobFromImage(
@@ -75,7 +75,7 @@ def _fill_boxes(found_HW: np.ndarray) -> np.ndarray:
     The model marks the kernels of text regions. A kernel of area A and circumference L is spread by
     2 A / L on each side (Eq. 10 of the paper, and OpenCV's factor).
     """
-    cv2 = scores.opencv()
+    cv2 = _opencv()
     mask_HW = np.zeros(found_HW.shape, np.uint8)
     kernels = np.uint8(found_HW > _BINARY)
     contours, _ = cv2.findContours(kernels, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
@@ -88,3 +88,7 @@ def _fill_boxes(found_HW: np.ndarray) -> np.ndarray:
         box = cv2.boxPoints((centre, (width + 2 * margin, height + 2 * margin), angle))
         cv2.fillPoly(mask_HW, [np.int32(np.round(box))], 1)
     return mask_HW
+
+
+def _opencv():
+    return scores.opencv(threads=os.cpu_count() or 1)

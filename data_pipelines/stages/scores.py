@@ -139,8 +139,8 @@ def _inside(low: np.ndarray, high: np.ndarray) -> tuple[int, int]:
     return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 
-def opencv():
-    """Returns OpenCV, confined to one thread: the ingest runs many children side by side."""
+def opencv(threads: int = 1):
+    """Returns OpenCV, with one thread for itself: the ingest runs many children side by side."""
     try:
         import cv2
     except ImportError as error:
@@ -148,7 +148,7 @@ def opencv():
             f"scene cuts and optical flow need OpenCV, which cannot be imported ({error}): pip "
             'install "vidgen[data]"'
         ) from error
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(threads)
     return cv2
 
 
