@@ -17,192 +17,28 @@ fetched by an external command (`--fetcher`), by default yt-dlp.
 import argparse
 import concurrent.futures
 import csv
-import dataclasses
 import fcntl
 import io
 import json
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import threading
 import time
-import urllib.parse
 
 import tqdm
 
-import data_pipelines.sources.miradata as miradata
-import data_pipelines.sources.rows as rows
-import data_pipelines.sources.tables as tables
-from data_pipelines import fetch, video_io
+from data_pipelines import fetch, fetch_lists, video_io, web
 
-OPENVID = "datasets/nkp37/OpenVid-1M"
-FETCHER = "yt-dlp --no-playlist --no-progress -S res:1080,vcodec:h264,ext:mp4 -o {out} -- {url}"
+FETCHER = (
+    "yt-dlp --no-playlist --no-progress -S res:1080,vcodec:h264,ext:mp4 --merge-output-format mp4 "
+    "-o {out} -- {url}"
+)
 SOME_FAILED, STOPPED = 3, 75
-_PAGES = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
 _FAILED_COLUMNS = ("path", "url", "reason", "message")
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One file to fetch; `path` is below the folder of the download."""
-
-    path: str
-    remote: fetch.Remote
-    is_page: bool = False  # a web page around a video: for the external command
-
-
-def plan_openvid(
-    parts: str, hub: str, limits: fetch.Limits, *, hd: bool = False, token: str | None = None
-) -> list[Item]:
-    """Lists the table and the chosen parts of OpenVid-1M (or OpenVidHD), pieces of parts included.
-
-    Args:
-        parts: Numbers, "0-3,7"; "all", or "" for the table alone.
-        hub: "https://huggingface.co", or a mirror of it.
-        limits: For the requests.
-        hd: OpenVidHD instead.
-        token: Access token of the hub.
-
-    Raises:
-        ValueError: If `parts` cannot be read or names a part that is not there.
-        FetchError: If the hub does not answer.
-    """
-    numbers = None if parts == "all" else parse_ranges(parts, "--parts")
-    prefix = "OpenVidHD/OpenVidHD_part_" if hd else "OpenVid_part"
-    named = re.compile(re.escape(prefix) + r"(\d+)(?:\.zip|_part_?[a-z]{2})")
-    table = "data/train/OpenVidHD.csv" if hd else "data/train/OpenVid-1M.csv"
-    items, found = [], set()
-    for folder in ("data/train",) if numbers == set() else ("data/train", "OpenVidHD" * hd):
-        url = f"{hub}/api/{OPENVID}/tree/main/{folder}".rstrip("/")
-        while url:
-            entries, url = fetch.read_json(url, limits, token)
-            for entry in entries:
-                path = str(entry.get("path"))
-                part = named.fullmatch(path)
-                if path != table and not (part and (numbers is None or int(part[1]) in numbers)):
-                    continue
-                found |= {int(part[1])} if part else set()
-                stored = entry.get("lfs") or {}
-                remote = fetch.Remote(
-                    f"{hub}/{OPENVID}/resolve/main/{path}",
-                    size=stored.get("size", entry.get("size")),
-                    sha256=stored.get("oid"),
-                    token=token,
-                )
-                items.append(Item(path, remote))
-    if lost := sorted((numbers or set()) - found):
-        raise ValueError(
-            f"--parts: {hub} has no part {', '.join(map(str, lost[:10]))}; there are "
-            f"{'parts 1 and up of OpenVidHD' if hd else 'the parts 0 to 185'}."
-        )
-    return sorted(items, key=lambda item: (item.path.endswith(".zip"), item.path))
-
-
-def plan_miradata(table: str, ids: str) -> tuple[list[Item], dict[str, str]]:
-    """Lists the whole videos behind the clips of MiraData's table, each once.
-
-    Args:
-        table: The table, CSV or parquet.
-        ids: Download ids (the number before the dot of clip_id), "0-999"; "all".
-
-    Returns:
-        (items, {row: why it has no video}).
-
-    Raises:
-        ValueError: If the table cannot be read.
-    """
-    numbers = None if ids == "all" else parse_ranges(ids, "--ids")
-    items, refused = {}, {}
-    for number, row in tables.read_rows(miradata.find_table(table), ()):
-        try:
-            if isinstance(row, rows.Refused):
-                raise row
-            folder, name = miradata.clip_name(row)
-        except rows.Refused as error:
-            refused[f"row {number}"] = str(error)
-            continue
-        if numbers is not None and int(name[:12]) not in numbers:
-            continue
-        url = row.get("video_url") or f"https://www.youtube.com/watch?v={row.get('video_id')}"
-        path = f"raw_video/{folder}/{name}.mp4"
-        items.setdefault(path, Item(path, fetch.Remote(str(url)), is_page=_is_page(str(url))))
-    return list(items.values()), refused
-
-
-def plan_urls(file: str) -> list[Item]:
-    """Reads lines of URL, path below the folder (else the URL's last part) and SHA-256.
-
-    Raises:
-        ValueError: If a line cannot be used, or two lines mean one path.
-    """
-    items: dict[str, Item] = {}
-    for number, line in enumerate(pathlib.Path(file).read_text("utf-8").splitlines(), start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        url, path, digest = (*words, "", "")[:3]
-        path = path or urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
-        try:
-            path = rows.clean_id(path)
-        except rows.Refused as error:
-            raise ValueError(f"--urls={file}, line {number}: {error}") from error
-        if path in items:
-            raise ValueError(f"--urls={file}, line {number}: {path} stands in an earlier line.")
-        if digest and not re.fullmatch("[0-9a-fA-F]{64}", digest):
-            raise ValueError(f"--urls={file}, line {number}: {digest[:80]} is no SHA-256 sum.")
-        remote = fetch.Remote(url, sha256=digest.lower() or None)
-        items[path] = Item(path, remote, is_page=_is_page(url))
-    if not items:
-        raise ValueError(f"--urls={file} has no lines: give one URL a line.")
-    return list(items.values())
-
-
-def with_sums(items: list[Item], file: str) -> list[Item]:
-    """Adds the checksums of a file as sha256sum or md5sum write it.
-
-    Raises:
-        ValueError: If a line of it is no checksum.
-    """
-    sums = {}
-    for number, line in enumerate(pathlib.Path(file).read_text("utf-8").splitlines(), start=1):
-        found = re.fullmatch(r"([0-9a-fA-F]{64}|[0-9a-fA-F]{32}) [ *](.+)", line)
-        if not found:
-            raise ValueError(f"--sums={file}, line {number}: not of the form 'SUM  PATH'.")
-        sums[found[2].removeprefix("./")] = found[1].lower()
-    return [
-        dataclasses.replace(
-            item,
-            remote=dataclasses.replace(
-                item.remote, **{"sha256" if len(sums[item.path]) == 64 else "md5": sums[item.path]}
-            ),
-        )
-        if item.path in sums
-        else item
-        for item in items
-    ]
-
-
-def parse_ranges(text: str, name: str) -> set[int]:
-    """Reads "0-3,7" as {0, 1, 2, 3, 7}."""
-    numbers: set[int] = set()
-    for word in filter(None, text.replace(" ", "").split(",")):
-        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
-        if not found or int(found[2] or found[1]) - int(found[1]) not in range(10_000_000):
-            raise ValueError(f'{name}={text} is no list of numbers: write "0-3,7", or "all".')
-        numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return numbers
-
-
-def _is_page(url: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        return parts.hostname in _PAGES
-    except ValueError:
-        return False  # `fetch` says what is wrong with it
 
 
 class Download:
@@ -211,20 +47,22 @@ class Download:
     def __init__(
         self,
         out: str | os.PathLike,
-        limits: fetch.Limits,
+        limits: web.Limits,
         *,
         max_total_bytes: int | None = None,
         fetcher: str = FETCHER,
     ):
         self.out = pathlib.Path(out)
         self.stop = threading.Event()
-        self.failed: list[tuple[Item, fetch.FetchError]] = []
+        self.failed: list[tuple[fetch_lists.Item, web.FetchError]] = []
         self.fetched = 0
         self._limits, self._fetcher = limits, fetcher
         self._max_total_bytes, self._lock = max_total_bytes, threading.Lock()
         self._manifest = self.out / "manifest.jsonl"
 
-    def run(self, items: list[Item], jobs: int, total_seconds: float | None = None) -> dict:
+    def run(
+        self, items: list[fetch_lists.Item], jobs: int, total_seconds: float | None = None
+    ) -> dict:
         """Fetches what is not there yet, and returns the manifest {path: line}.
 
         Raises:
@@ -287,31 +125,33 @@ class Download:
                 file.truncate(len(whole))
         return {line["path"]: line for line in map(json.loads, whole.splitlines())}
 
-    def _is_done(self, item: Item, done: dict[str, dict]) -> bool:
+    def _is_done(self, item: fetch_lists.Item, done: dict[str, dict]) -> bool:
         line, path = done.get(item.path), self.out / item.path
         if line is None or not path.is_file() or path.stat().st_size != line["bytes"]:
             return False
         return item.remote.sha256 in (None, line["sha256"])
 
-    def _fetch(self, item: Item) -> dict | None:
+    def _fetch(self, item: fetch_lists.Item) -> dict | None:
         target = self.out / item.path
         try:
             if self.stop.is_set():
-                raise fetch.FetchError("stopped", "the download was stopped before it began.")
+                raise web.FetchError("stopped", "the download was stopped before it began.")
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.parent.resolve().is_relative_to(self.out.resolve()):
-                raise fetch.FetchError("outside root", f"{item.path} leads out of {self.out}.")
-            if item.is_page:
+                raise web.FetchError("outside root", f"{item.path} leads out of {self.out}.")
+            if facts := _recognise(item.remote, target):
+                pass  # another tool fetched it
+            elif item.is_page:
                 facts = self._fetch_page(item, target)
             else:
                 facts = fetch.fetch(
                     item.remote, target, self._limits, count=self._count, stop=self.stop
                 )
             return {"path": item.path, "url": item.remote.url, **facts}
-        except fetch.FetchError as error:
+        except web.FetchError as error:
             problem = error
         except OSError as error:
-            problem = fetch.FetchError("cannot write", f"{error}.")
+            problem = web.FetchError("cannot write", f"{error}.")
         with self._lock:
             self.failed.append((item, problem))
         return None
@@ -323,15 +163,15 @@ class Download:
             if self._max_total_bytes is not None and self.fetched > self._max_total_bytes:
                 self.stop.set()
                 message = f"over {self._max_total_bytes} bytes in all (--max_total_gb)."
-                raise fetch.FetchError("total limit", message)
+                raise web.FetchError("total limit", message)
 
-    def _fetch_page(self, item: Item, target: pathlib.Path) -> dict:
+    def _fetch_page(self, item: fetch_lists.Item, target: pathlib.Path) -> dict:
         """Lets an external command fetch the video of a web page."""
         part = target.with_name(f"{target.stem}.fetched{target.suffix}")
         words = {"{url}": item.remote.url, "{out}": str(part)}
         command = [words.get(word, word) for word in shlex.split(self._fetcher)]
         if shutil.which(command[0]) is None:
-            raise fetch.FetchError(
+            raise web.FetchError(
                 "no fetcher",
                 f"{command[0]} is not installed, and the URL is a web page: `pip install yt-dlp`, "
                 "or name another command with --fetcher='COMMAND {url} {out}'.",
@@ -354,15 +194,15 @@ class Download:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                     reason = "too slow" if late else "too large" if large else "stopped"
-                    raise fetch.FetchError(reason, f"{command[0]} was ended.")
+                    raise web.FetchError(reason, f"{command[0]} was ended.")
             reader.join(5)
         if process.returncode or not part.is_file():
             said = b"".join(tail).decode("utf-8", "replace").strip()[-300:]
             message = f"{command[0]} ends with code {process.returncode}: {said!a}"
-            raise fetch.FetchError("fetcher failed", message)
+            raise web.FetchError("fetcher failed", message)
         with open(part, "rb") as file:
             if video_io.sniff(file.read(16)) is None:
-                raise fetch.FetchError("no video", f"{command[0]} fetched no video file.")
+                raise web.FetchError("no video", f"{command[0]} fetched no video file.")
             file.seek(0)
             digest = fetch.hash_file(file)
         size = part.stat().st_size
@@ -386,20 +226,33 @@ class Download:
         os.replace(new, path)
 
 
+def _recognise(remote: web.Remote, target: pathlib.Path) -> dict | None:
+    """Returns the facts of a file that is there already, if it has the known SHA-256."""
+    if remote.sha256 is None or not target.is_file():
+        return None
+    size = target.stat().st_size
+    if remote.size not in (None, size):
+        return None
+    with open(target, "rb") as file:
+        digest = fetch.hash_file(file)
+    facts = {"bytes": size, "sha256": digest, "etag": None, "checked": ["sha256"], "seconds": 0.0}
+    return facts if digest == remote.sha256 else None
+
+
 def _keep_tail(stream, tail: list[bytes]):
     for line in iter(lambda: stream.readline(10_000), b""):
         tail[:] = [*tail[-5:], line]
 
 
-def dry_run(items: list[Item], limits: fetch.Limits, out: str, jobs: int) -> str:
+def dry_run(items: list[fetch_lists.Item], limits: web.Limits, out: str, jobs: int) -> str:
     """Asks for sizes that are not known, and says how much a download would fetch."""
 
-    def size(item: Item) -> int | None:
+    def size(item: fetch_lists.Item) -> int | None:
         if item.is_page or item.remote.size is not None:
             return item.remote.size
         try:
-            return fetch.head(item.remote, limits)
-        except fetch.FetchError:
+            return web.head(item.remote, limits)
+        except web.FetchError:
             return None
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
@@ -422,7 +275,7 @@ def _human(num_bytes: float) -> str:
 
 def main(argv: list[str] | None = None):
     args, parser = _parse(argv)
-    limits = fetch.Limits(
+    limits = web.Limits(
         max_bytes=int(args.max_file_gb * 1e9),
         file_seconds=args.file_minutes * 60,
         stall_seconds=args.stall_seconds,
@@ -433,15 +286,17 @@ def main(argv: list[str] | None = None):
     refused: dict[str, str] = {}
     try:
         if args.urls:
-            items = plan_urls(args.urls)
+            items = fetch_lists.urls(args.urls)
         elif args.source == "miradata":
-            items, refused = plan_miradata(args.csv, args.ids)
+            items, refused = fetch_lists.miradata(args.csv, args.ids)
         else:
             token = os.environ.get("HF_TOKEN")
-            items = plan_openvid(args.parts, args.hub.rstrip("/"), limits, hd=args.hd, token=token)
+            items = fetch_lists.openvid(
+                args.parts, args.hub.rstrip("/"), limits, hd=args.hd, token=token
+            )
         if args.sums:
-            items = with_sums(items, args.sums)
-    except (ValueError, OSError, fetch.FetchError) as error:
+            items = fetch_lists.with_sums(items, args.sums)
+    except (ValueError, OSError, web.FetchError) as error:
         parser.exit(2, f"error: {error}\n")
     for row, message in list(refused.items())[:10]:
         print(f"{row}: {message}")

@@ -16,13 +16,13 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import download, fetch, sources
+from data_pipelines import download, fetch, fetch_lists, sources, web
 from tests import data_sets, http_server
 from tests.http_server import File
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-LIMITS = fetch.Limits(
+LIMITS = web.Limits(
     allow_private=True, stall_seconds=5.0, file_seconds=20.0, retries=2, backoff_seconds=0.001
 )
 
@@ -36,7 +36,7 @@ def server():
 def get(server, tmp_path, file, limits=LIMITS, **known):
     """Fetches a file that is served like this, and returns its path."""
     target = tmp_path / "a.bin"
-    facts = fetch.fetch(fetch.Remote(server.add("/a", file), **known), target, limits)
+    facts = fetch.fetch(web.Remote(server.add("/a", file), **known), target, limits)
     assert facts["bytes"] == target.stat().st_size
     assert facts["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
     assert os.listdir(tmp_path) == ["a.bin"]
@@ -45,7 +45,7 @@ def get(server, tmp_path, file, limits=LIMITS, **known):
 
 def fail(server, tmp_path, file, limits=LIMITS, **known):
     """Returns the reason for which a file could not be fetched; nothing has its name."""
-    with pytest.raises(fetch.FetchError) as error:
+    with pytest.raises(web.FetchError) as error:
         get(server, tmp_path, file, limits, **known)
     assert not (tmp_path / "a.bin").exists()
     return error.value.reason
@@ -161,8 +161,8 @@ def test_a_server_that_never_answers_is_stalled(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         limits = dataclasses.replace(LIMITS, stall_seconds=0.1, retries=1)
-        with pytest.raises(fetch.FetchError) as error:
-            fetch.fetch(fetch.Remote(url), tmp_path / "a", limits)
+        with pytest.raises(web.FetchError) as error:
+            fetch.fetch(web.Remote(url), tmp_path / "a", limits)
         assert error.value.reason == "stalled"
 
 
@@ -181,8 +181,8 @@ def test_a_server_that_drips_its_headers_is_too_slow(tmp_path):
     threading.Thread(target=drip, daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     limits = dataclasses.replace(LIMITS, file_seconds=0.5, retries=0)
-    with pytest.raises(fetch.FetchError) as error:
-        fetch.fetch(fetch.Remote(url), tmp_path / "a", limits)
+    with pytest.raises(web.FetchError) as error:
+        fetch.fetch(web.Remote(url), tmp_path / "a", limits)
     assert error.value.reason == "too slow"
 
 
@@ -213,8 +213,8 @@ def test_bad_answers_have_names_and_an_end(server, tmp_path, file, reason, tries
     ],
 )
 def test_only_plain_web_addresses_are_fetched(url, tmp_path):
-    with pytest.raises(fetch.FetchError) as error:
-        fetch.fetch(fetch.Remote(url), tmp_path / "a", LIMITS)
+    with pytest.raises(web.FetchError) as error:
+        fetch.fetch(web.Remote(url), tmp_path / "a", LIMITS)
     assert error.value.reason == "bad url" and "secret" not in str(error.value)
 
 
@@ -232,15 +232,15 @@ def test_only_plain_web_addresses_are_fetched(url, tmp_path):
     ],
 )
 def test_addresses_that_are_not_of_the_open_internet(address, public):
-    assert fetch.is_public(address) == public
+    assert web.is_public(address) == public
 
 
 def test_private_addresses_are_refused_before_a_connection(server, tmp_path, monkeypatch):
     closed = dataclasses.replace(LIMITS, allow_private=False)
     names = ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]")
     for host in names:
-        with pytest.raises(fetch.FetchError) as error:
-            fetch.fetch(fetch.Remote(server.url("/a", host)), tmp_path / "a", closed)
+        with pytest.raises(web.FetchError) as error:
+            fetch.fetch(web.Remote(server.url("/a", host)), tmp_path / "a", closed)
         assert error.value.reason == "private address"
     assert server.requests == []
 
@@ -248,16 +248,16 @@ def test_private_addresses_are_refused_before_a_connection(server, tmp_path, mon
     answers = []
     found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: answers.append(a) or [found])
-    with pytest.raises(fetch.FetchError) as error:
-        fetch.fetch(fetch.Remote("http://videos.example.com/a"), tmp_path / "a", closed)
+    with pytest.raises(web.FetchError) as error:
+        fetch.fetch(web.Remote("http://videos.example.com/a"), tmp_path / "a", closed)
     assert error.value.reason == "private address" and len(answers) == 1
     assert server.requests == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "10.0.0.1", "169.254.169.254", "[::1]", "0.0.0.0"])
 def test_redirects_to_private_addresses_are_refused(server, tmp_path, monkeypatch, host):
-    real = fetch.is_public
-    monkeypatch.setattr(fetch, "is_public", lambda a: a == "127.0.0.1" or real(a))
+    real = web.is_public
+    monkeypatch.setattr(web, "is_public", lambda a: a == "127.0.0.1" or real(a))
     closed = dataclasses.replace(LIMITS, allow_private=False)
     file = File(redirect=f"http://{host}:{server.port}/secret")
     assert fail(server, tmp_path, file, closed) == "private address"
@@ -268,7 +268,7 @@ def test_redirects_to_private_addresses_are_refused(server, tmp_path, monkeypatc
 
 def test_a_token_goes_to_its_own_host_alone(server, tmp_path):
     server.add_hub({"data/train/OpenVid-1M.csv": b"video,caption\n"})
-    [item] = download.plan_openvid("", server.url(""), LIMITS, token="hf_secret")
+    [item] = fetch_lists.openvid("", server.url(""), LIMITS, token="hf_secret")
     assert "hf_secret" not in repr(item)
     fetch.fetch(item.remote, tmp_path / "a", LIMITS)
     seen = {(r.path.split("/")[1], r.headers.get("authorization")) for r in server.requests}
@@ -380,7 +380,7 @@ def test_a_file_that_was_tampered_with_is_fetched_again(server, tmp_path):
 def test_wrong_lists_are_refused_before_anything_is_fetched(lines, words, tmp_path):
     (tmp_path / "urls").write_text(lines)
     with pytest.raises(ValueError, match=words):
-        download.plan_urls(str(tmp_path / "urls"))
+        fetch_lists.urls(str(tmp_path / "urls"))
 
 
 def test_a_table_of_checksums_is_used(server, tmp_path):
@@ -520,10 +520,22 @@ def test_another_checksum_in_the_list_fetches_a_file_again(server, tmp_path):
 
 
 def test_certificates_are_checked(server, tmp_path):
-    context = fetch._tls()
+    context = web._tls()
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
     limits = dataclasses.replace(LIMITS, retries=0)
     url = server.url("/a").replace("http:", "https:")  # a server that knows no TLS
-    with pytest.raises(fetch.FetchError) as error:
-        fetch.fetch(fetch.Remote(url), tmp_path / "a", limits)
+    with pytest.raises(web.FetchError) as error:
+        fetch.fetch(web.Remote(url), tmp_path / "a", limits)
     assert error.value.reason == "no connection" and server.requests == []
+
+
+def test_files_of_another_tool_are_recognised_by_their_checksum(server, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").write_bytes(CONTENT)
+    (tmp_path / "out/b").write_bytes(CONTENT[:-1] + b"?")
+    urls = [f"{server.add(name, File(CONTENT))} {name[1:]} {SHA256}" for name in ("/a", "/b")]
+    (tmp_path / "urls").write_text("\n".join(urls))
+    assert run(f"--urls={tmp_path}/urls", f"--out={tmp_path}/out").returncode == 0
+    assert [request.path for request in server.requests] == ["/b"]
+    assert (tmp_path / "out/b").read_bytes() == CONTENT
+    assert len(read_manifest(tmp_path / "out")) == 2
