@@ -5,11 +5,12 @@ import io
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 
 from data_pipelines import video_io
-from data_pipelines.stages import examine
+from data_pipelines.stages import examine, scene
 from tests.moving_textures import camera_move, clip
 
 
@@ -78,6 +79,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 512 << 10  # KiB; measured: 130 MiB, and 310 MiB at 4096x4096
+
+
+def test_full_range_colours_are_no_damage():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for picture in camera_move(8, 48, 64, right=1):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    options = examine.Options(scores=scene.NAMES, num_stills=1)
+    (row,) = examine.examine(buffer, clip(), options)
+    assert "status" not in row, row["message"]
 
 
 def test_options_say_which_values_make_no_sense():
