@@ -3,9 +3,10 @@
 Files come from anywhere, so nothing in them is trusted: the format is forced from the first bytes
 (left to itself FFmpeg takes a text file named .mp4 for a playlist and opens the files it names),
 sizes are checked before a frame is decoded, and a damaged stream is an error rather than gray
-blocks (`err_detect=explode`, and every frame that the header announces has to come). Turned
-(display matrix) and non-square pixels are not undone. Decoding uses one thread: the loader and the
-ingest run many decoders side by side.
+blocks: the container is walked (`structure`), the decoder runs with `err_detect=explode`, what it
+complains of counts, and every frame that the header announces has to come. Frames come as they are
+shown: turned by the display matrix, transparency over white. Non-square pixels are not undone.
+Decoding uses one thread: the loader and the ingest run many decoders side by side.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import io
 import itertools
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
@@ -22,38 +24,26 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_pipelines import damage, structure
+from data_pipelines.media import DEFAULT_LIMITS, Limits, MediaError, sniff
+
+__all__ = ["Limits", "MediaError", "Probe", "check", "decode", "probe", "sniff", "to_rgb"]
+
 IMAGE_FPS = 120.0  # the frame rate that stands for "a still image" (Open-Sora 1.2)
 UNKNOWN_FPS = 24.0
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-av.logging.set_level(av.logging.PANIC)  # errors arrive as exceptions; FFmpeg's own lines go
-
-
-class MediaError(ValueError):
-    """A file that cannot be used. `reason` is one short word or two for counting."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a single file may cost. A clip over a limit is refused, before decoding if possible."""
-
-    max_bytes: int = 2 << 30
-    max_frames: int = 20_000
-    max_pixels: int = 4096 * 4096  # of one frame
-    max_video_pixels: int = 40 << 30  # of all frames together
-    max_decoded_bytes: int = 8 << 30  # of the frames returned at once
-    max_streams: int = 16
-    max_fps: float = 1000.0
+_HDR_CURVES = (16, 18)  # SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)
+_READ_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a file is; `num_frames` is the header's claim (None if it makes none) until decoded."""
+    """What a file is; `num_frames` is the header's claim (None if it makes none) until decoded.
+
+    Height and width are those of the frames as `decode` and `to_rgb` give them.
+    """
 
     kind: str  # "video" or "image"
     format: str
@@ -62,26 +52,14 @@ class Probe:
     width: int
     fps: float
     codec: str = ""  # FFmpeg's name, "h264"; of an image its format
+    orientation: int = 1  # EXIF's number (1 to 8) of the turn that height and width are after
 
 
 Source = bytes | str | os.PathLike | BinaryIO  # a file has to be seekable; it is not closed
 
 
-def sniff(head: bytes) -> str | None:
-    """Names the format (FFmpeg's or PIL's name) from a file's first bytes; None if unknown."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "mov"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
-        return {b"AVI ": "avi", b"WEBP": "webp"}[head[8:12]]
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    return "jpeg" if head[:3] == b"\xff\xd8\xff" else None
-
-
-def probe(source: Source, limits: Limits = Limits()) -> Probe:
-    """Reads the header only.
+def probe(source: Source, limits: Limits = DEFAULT_LIMITS) -> Probe:
+    """Reads the header and the first picture.
 
     Raises:
         MediaError: If the file is not a known format, has no picture, or is over a limit.
@@ -89,16 +67,17 @@ def probe(source: Source, limits: Limits = Limits()) -> Probe:
     with _open(source, limits) as (file, format):
         if format in ("png", "jpeg", "webp"):
             with _open_image(file, format, limits) as image:
-                width, height = _displayed_size(image)
-            return Probe("image", format, 1, height, width, IMAGE_FPS, format)
-        with _open_video(file, format, limits) as (_, stream):
-            return _probe_stream(stream, format, limits)
+                return _probe_image(image, format, _orientation_of_image(image))
+        with _open_video(file, format, limits) as (container, stream):
+            head = _probe_stream(stream, format, limits)
+            first = next(_frames(container, stream, head, limits), None)
+            return head if first is None else _shown(head, _orientation(first))
 
 
 def decode(
     source: Source,
     frames: Sequence[int] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> np.ndarray:
     """Decodes the frames with these numbers (ascending; None: all), uint8 [T, H, W, 3].
 
@@ -123,7 +102,7 @@ def decode(
             head = _probe_stream(stream, format, limits)
             wanted = None if frames is None else list(frames)
             video, count = [], 0
-            to_rgb = av.video.reformatter.VideoReformatter()  # a new one a frame costs 0.5 ms
+            to_frame = av.video.reformatter.VideoReformatter()  # a new one a frame costs 0.5 ms
             budget = limits.max_decoded_bytes // (3 * head.height * head.width)
             for frame in _frames(container, stream, head, limits):
                 times = 1 if wanted is None else wanted.count(count)
@@ -133,9 +112,7 @@ def decode(
                             "too large",
                             f"the frames asked for are over {limits.max_decoded_bytes} bytes.",
                         )
-                    video += [
-                        to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    ] * times
+                    video += [to_rgb(frame, to_frame)] * times
                 count += 1
                 if wanted is not None and (not wanted or count > wanted[-1]):
                     break
@@ -146,41 +123,62 @@ def decode(
 
 def check(
     source: Source,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     visit: Callable[[int, av.VideoFrame | Image.Image], None] | None = None,
 ) -> Probe:
-    """Decodes the whole file and returns the probe with the true number of frames.
+    """Walks the container, decodes the whole file, and returns the probe with the true facts.
 
     Args:
         source: Path, bytes or a seekable binary file.
         limits: What the file may cost.
-        visit: Called with the number and the frame for each frame as it is decoded; an image is
-            one RGB frame. What it raises ends the check.
+        visit: Called with the number and the frame for each frame as it is decoded, for `to_rgb` or
+            other use; an image is one RGB frame. What it raises ends the check.
 
     Raises:
-        MediaError: If any frame is damaged or missing, or a limit is passed.
+        MediaError: If any frame is damaged or missing, a limit is passed, or frames would not show
+            what the camera saw: "interlaced", "variable rate", "high dynamic range".
     """
     with _open(source, limits) as (file, format):
+        pictures = structure.check(file, format, limits)
+        file.seek(0)
         if format in ("png", "jpeg", "webp"):
             with _open_image(file, format, limits) as image:
-                image = _upright(image)
+                orientation = _orientation_of_image(image)
+                shown = _upright(image)
+                damage.check_image(file, format, limits)
             if visit:
-                visit(0, image)
-            return Probe("image", format, 1, image.height, image.width, IMAGE_FPS, format)
-        with _open_video(file, format, limits) as (container, stream):
+                visit(0, shown)
+            return _probe_image(image, format, orientation)
+        with (
+            damage.complaints() as heard,
+            _open_video(file, format, limits, strict=True) as (container, stream),
+        ):
             head = _probe_stream(stream, format, limits)
-            dropped: list[int] = []
-            count = 0
-            for frame in _frames(container, stream, head, limits, dropped):
+            facts = _Facts(stream)
+            heard |= damage.names(stream.codec_context)
+            for frame in _frames(container, stream, head, limits, facts.dropped):
                 if visit:
-                    visit(count, frame)
-                count += 1
-            expected = None if head.num_frames is None else head.num_frames - len(dropped)
-            if count == 0 or (expected is not None and count != expected):
-                raise MediaError(
-                    "missing frames", f"{count} frames decoded, the header announces {expected}."
-                )
-            return dataclasses.replace(head, num_frames=count)
+                    visit(facts.count, frame)
+                facts.add(frame)
+        return facts.finish(head, pictures, limits)
+
+
+def to_rgb(
+    frame: av.VideoFrame, reformatter: av.video.reformatter.VideoReformatter | None = None
+) -> np.ndarray:
+    """Returns a decoded frame as it is shown, uint8 [H, W, 3]: turned, transparency over white.
+
+    Args:
+        frame: As `check` hands it to `visit`.
+        reformatter: One for all frames of a clip saves half a millisecond a frame.
+    """
+    reformatter = reformatter or av.video.reformatter.VideoReformatter()
+    to = lambda format: reformatter.reformat(frame, format=format, threads=1).to_ndarray()
+    if any(component.is_alpha for component in frame.format.components):
+        image_HWC = _over_white(to("rgba"))
+    else:
+        image_HWC = to("rgb24")
+    return _turn(image_HWC, _orientation(frame))
 
 
 def encode_mp4(video_THWC: np.ndarray, fps: float, *, crf: int = 10) -> bytes:
@@ -296,12 +294,26 @@ def _open_regular(path: str | os.PathLike) -> BinaryIO:
 class _open_video:
     """Context of (container, stream), with FFmpeg's errors turned into MediaError."""
 
-    def __init__(self, file, format: str, limits: Limits):
+    def __init__(self, file, format: str, limits: Limits, strict: bool = False):
         self.file, self.format, self.limits = file, format, limits
+        self.flags = damage.STRICT if strict else "explode"
 
     def __enter__(self):
+        # These go to the decoders too that FFmpeg opens to learn of the streams.
+        options = {
+            "max_pixels": str(self.limits.max_pixels),
+            "err_detect": self.flags,
+            "protocol_whitelist": "",
+            "threads": "1",
+        }
         try:
-            self.container = av.open(self.file, format=self.format, metadata_errors="replace")
+            self.container = av.open(
+                self.file,
+                format=self.format,
+                options=options,
+                metadata_errors="replace",
+                buffer_size=_READ_BYTES,
+            )
         except (av.FFmpegError, ValueError) as error:
             raise MediaError("broken header", f"the header cannot be read ({error}).") from error
         try:
@@ -316,11 +328,7 @@ class _open_video:
             stream = self.container.streams.video[0]
             if stream.codec_context is None:
                 raise MediaError("unknown codec", "no decoder for the video stream.")
-            stream.codec_context.options = {
-                "err_detect": "explode",
-                "max_pixels": str(self.limits.max_pixels),
-            }
-            stream.codec_context.thread_count = 1
+            damage.prepare(stream.codec_context, self.limits, self.flags)
             return self.container, stream
         except MediaError:
             self.container.close()
@@ -353,19 +361,77 @@ class _open_image:
         return image
 
     def __exit__(self, kind, error, _):
-        if isinstance(error, (OSError, SyntaxError)):
+        if isinstance(error, (OSError, SyntaxError, ValueError, struct.error)) and not isinstance(
+            error, MediaError
+        ):
             raise MediaError("damaged", f"decoding fails ({error}).") from error
 
 
-def _displayed_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return image.size[::-1] if turned else image.size
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    """Returns the image as it is shown: decoded, turned as its EXIF data say, RGB."""
+    """Returns the image as it is shown: decoded, turned as its EXIF data say, RGB over white."""
     image.load()
-    return ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        return Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
+    return image.convert("RGB")
+
+
+def _over_white(image_HWC: np.ndarray) -> np.ndarray:
+    """Composes RGBA over white, as a page shows it."""
+    alpha = image_HWC[..., 3:].astype(np.uint16)
+    return ((image_HWC[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _orientation_of_image(image: Image.Image) -> int:
+    orientation = image.getexif().get(0x0112, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _probe_image(image: Image.Image, format: str, orientation: int) -> Probe:
+    head = Probe("image", format, 1, image.height, image.width, IMAGE_FPS, format)
+    return _shown(head, orientation)
+
+
+# Signs (a, b, c, d) of the display matrix -> EXIF's number; a point (x, y) is shown at
+# (a x + c y, b x + d y).
+_ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+
+
+def _orientation(frame: av.VideoFrame) -> int:
+    """Returns the turn that the display matrix of a frame asks for; odd angles are left alone."""
+    for data in frame.side_data:
+        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data))
+            sign = lambda value: (value > 1 << 12) - (value < -(1 << 12))  # 16.16; cos 86 degrees
+            return _ORIENTATIONS.get((sign(a), sign(b), sign(c), sign(d)), 1)
+    return 1
+
+
+def _turn(image_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation >= 5:
+        image_HWC = image_HWC.swapaxes(0, 1)
+    rows, columns = {
+        **{1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1)},
+        **{5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)},
+    }[orientation]
+    return np.ascontiguousarray(image_HWC[::rows, ::columns])
+
+
+def _shown(head: Probe, orientation: int) -> Probe:
+    """Returns the probe of frames after their turn."""
+    height, width = head.height, head.width
+    if orientation >= 5:
+        height, width = width, height
+    return dataclasses.replace(head, height=height, width=width, orientation=orientation)
 
 
 def _probe_stream(stream, format: str, limits: Limits) -> Probe:
@@ -389,14 +455,30 @@ def _probe_stream(stream, format: str, limits: Limits) -> Probe:
 
 
 def _frames(container, stream, head: Probe, limits: Limits, dropped: list[int] | None = None):
-    """Yields decoded frames; appends to `dropped` for packets that the file's edit list hides."""
-    count = 0
+    """Yields decoded frames.
+
+    Args:
+        container: To read.
+        stream: Of it.
+        head: What it announces.
+        limits: On what comes.
+        dropped: Makes it strict; gets an entry for each packet that the file's edit list hides.
+    """
+    count, decoder, is_strict = 0, stream.codec_context, dropped is not None
+    if is_strict:
+        decoder = damage.strict_decoder(decoder, limits)
+        second = damage.SecondReading(stream.codec_context, limits)
     for packet in container.demux(stream):
-        if packet.is_discard and dropped is not None and packet.size:
+        if packet.is_discard and is_strict and packet.size:
             dropped.append(count)
         if packet.is_corrupt:
             raise MediaError("damaged", f"a packet after frame {count} is damaged.")
-        for frame in packet.decode():
+        if is_strict and damage.is_whole_too_soon(packet, stream.codec_context):
+            raise MediaError("damaged", f"the picture {count} is whole before its data end.")
+        frames = decoder.decode(packet)
+        if is_strict and not second.agrees(packet, frames):
+            raise MediaError("damaged", f"frame {count} differs when it is read another way.")
+        for frame in frames:
             if frame.is_corrupt:
                 raise MediaError("damaged", f"frame {count} is damaged.")
             if (frame.height, frame.width) != (head.height, head.width):
@@ -410,6 +492,71 @@ def _frames(container, stream, head: Probe, limits: Limits, dropped: list[int] |
             if count > limits.max_frames or pixels > limits.max_video_pixels:
                 raise MediaError("too long", f"more than {count - 1} frames: over the limit.")
             yield frame
+
+
+class _Facts:
+    """What only the decoded frames tell: how many there are, when they are shown, and how."""
+
+    def __init__(self, stream):
+        self.time_base = float(stream.time_base)
+        self.dropped: list[int] = []
+        self.times: list[int] = []
+        self.count = self.interlaced = 0
+        self.orientation, self.is_hdr = 1, False
+
+    def add(self, frame: av.VideoFrame):
+        if self.count == 0:
+            self.orientation = _orientation(frame)
+            self.is_hdr = frame.color_trc in _HDR_CURVES
+        if frame.pts is not None:
+            self.times.append(frame.pts)
+        self.interlaced += frame.interlaced_frame
+        self.count += 1
+
+    def finish(self, head: Probe, pictures: int | None, limits: Limits) -> Probe:
+        """Returns the probe with the true facts, or raises MediaError.
+
+        Args:
+            head: What the header says.
+            pictures: How many the container holds, if it tells.
+            limits: Of the file.
+        """
+        expected = None if pictures is None else pictures - len(self.dropped)
+        if self.count == 0 or (expected is not None and self.count != expected):
+            raise MediaError(
+                "missing frames", f"{self.count} frames decoded, the file announces {expected}."
+            )
+        if 2 * self.interlaced > self.count:
+            raise MediaError(
+                "interlaced",
+                "each frame holds two moments, line by line: deinterlace the file first.",
+            )
+        if self.is_hdr:
+            raise MediaError(
+                "high dynamic range", "PQ or HLG colours: map the file to BT.709 first."
+            )
+        fps = head.fps
+        if self.count > 2 and len(self.times) == self.count and head.format != "avi":
+            steps = np.diff(self.times)
+            if steps.min() <= 0:
+                raise MediaError("damaged", "times of the frames do not ascend.")
+            usual = np.median(steps)
+            uneven = np.mean((steps < usual / 2) | (steps > 2 * usual))
+            if uneven > limits.max_uneven:
+                raise MediaError(
+                    "variable rate",
+                    f"{uneven:.0%} of the frames are shown half or twice as long as the others, "
+                    f"the limit is {limits.max_uneven:.0%}: give the file a constant rate first.",
+                )
+            measured = 1 / (steps.mean() * self.time_base)
+            if abs(measured - fps) > 0.02 * fps:
+                fps = measured
+            if not 0 < fps <= limits.max_fps:
+                raise MediaError(
+                    "broken header", f"{fps:g} frames a second, the limit is {limits.max_fps}."
+                )
+        head = dataclasses.replace(head, num_frames=self.count, fps=fps)
+        return _shown(head, self.orientation)
 
 
 def _rate(fps: float) -> fractions.Fraction:

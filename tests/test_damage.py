@@ -1,0 +1,134 @@
+"""Damage is found, and what many encoders write is not taken for it."""
+
+import io
+import itertools
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from data_pipelines import video_io
+from tests import hostile, valid_media
+
+
+def test_valid_files_of_many_encoders_and_settings_pass_with_their_facts():
+    count, wrong = 0, []
+    for made in valid_media.variants():
+        count += 1
+        try:
+            probe = video_io.check(made.content)
+        except video_io.MediaError as error:
+            wrong.append((made.name, error.reason, str(error)))
+            continue
+        seen = (probe.num_frames, probe.height, probe.width, round(probe.fps, 3))
+        if seen != (made.num_frames, made.height, made.width, round(made.fps, 3)):
+            wrong.append((made.name, probe))
+    assert wrong == [] and count >= 500
+
+
+@pytest.fixture(scope="module")
+def caught():
+    """Share of files with eight flipped bytes that are refused, by base."""
+    rng = np.random.default_rng(0)
+    shares = {}
+    for name, (_, content) in hostile.bases().items():
+        refused = 0
+        for _ in range(12):
+            try:
+                video_io.check(hostile.flipped(content, 8, rng))
+            except video_io.MediaError:
+                refused += 1
+        shares[name] = refused / 12
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("base", "share"),
+    [
+        ("mp4 h264", 0.8),  # the container, the decoder's complaints
+        ("mp4 hevc", 0.8),  # read two ways
+        ("mkv h264", 1.0),  # checksums
+        ("webm vp9", 0.8),  # libvpx
+        ("webm av1", 0.9),  # dav1d's strictness
+        ("avi mpeg4", 0.8),
+        ("avi mjpeg", 0.6),
+        ("png", 1.0),  # checksums
+        ("jpeg", 0.5),  # Huffman codes fall into step again
+        ("webp", 0.9),  # whole without its last bytes
+    ],
+)
+def test_most_damage_is_found(caught, base, share):
+    assert caught[base] >= share
+
+
+def test_a_complaint_of_one_file_is_not_held_against_the_next():
+    content = hostile.bases()["mp4 h264"][1]
+    spoiled = hostile.flipped(content, 64, np.random.default_rng(1))
+    for _ in range(3):
+        with pytest.raises(video_io.MediaError):
+            video_io.check(spoiled)
+        video_io.check(content)
+    assert av.logging.get_level() == av.logging.PANIC
+
+
+def test_frames_stand_upright_as_players_show_them():
+    upright = video_io.decode(valid_media.video(frames=3))
+    for angle, turns in ((90, 1), (180, 2), (-90, -1)):  # both count counterclockwise
+        content = valid_media.video(frames=3, rotation=angle)
+        shown = np.rot90(upright, turns, axes=(1, 2))
+        np.testing.assert_array_equal(video_io.decode(content), shown)
+        probe = video_io.probe(content)
+        assert probe == video_io.check(content) and probe.orientation != 1
+        assert (probe.height, probe.width) == shown.shape[1:3]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_turn_as_exif_says(orientation):
+    image = Image.fromarray(valid_media.scene(1, 20, 30)[0])
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.info["exif"] = exif.tobytes()
+    turned = video_io._turn(np.asarray(image), orientation)
+    np.testing.assert_array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_transparency_is_shown_over_white():
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[:, :10, 3], pixels[:, 10:20, 3] = 255, 51
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    image_HWC = video_io.decode(buffer.getvalue())[0]
+    assert [image_HWC[5, x, 0] for x in (5, 15, 25)] == [0, 204, 255]
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_uneven_times_interlacing_and_hdr_have_verdicts_of_their_own(container):
+    make = lambda **options: valid_media.video(container=container, frames=9, **options)
+    hdr = "transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"
+    for content, reason in (
+        (make(times=[0, 1, 2, 7, 8, 14, 15, 16, 30]), "variable rate"),
+        (make(interlaced=True), "interlaced"),
+        (make(pix_fmt="yuv420p10le", options={"x264-params": hdr}), "high dynamic range"),
+    ):
+        with pytest.raises(video_io.MediaError) as error:
+            video_io.check(content)
+        assert error.value.reason == reason
+    slightly = make(fps=240, times=[0, 10, 21, 30, 41, 49, 60, 71, 80])
+    assert video_io.check(slightly).fps == pytest.approx(24, rel=0.02)
+
+
+def test_every_cut_of_a_file_is_refused():
+    bases = {name: hostile._small(container=name) for name in ("mp4", "matroska", "mov")}
+    bases["avi"] = hostile._small(container="avi", codec="mpeg4")
+    bases["png"], bases["webp"] = valid_media.image("png"), valid_media.image("webp")
+    bases["jpeg"] = valid_media.image("jpeg")
+    for name, content in bases.items():
+        taken = []
+        for size in itertools.chain(range(0, 200, 7), range(200, len(content), 101)):
+            try:
+                video_io.check(content[:size])
+                taken.append(size)
+            except video_io.MediaError:
+                pass
+        assert taken == [], name
