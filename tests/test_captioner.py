@@ -210,3 +210,10 @@ def test_so_many_requests_at_a_time_and_rows_stay_in_order(endpoint):
     assert [r["caption"] for r in found] == [f"jpeg of {i}" for i in range(10, 30)]
     assert 1 < server.busiest <= 4
     assert collections.Counter(len(body["messages"]) for _, _, body in server.requests) == {1: 20}
+
+
+def test_rows_are_taken_as_they_are_needed(endpoint):
+    taken = []
+    rows = (taken.append(i) or row(str(i)) for i in range(1000))
+    found = captioner(endpoint("a dog"), parallel=2).caption_rows(rows)
+    assert next(found)["caption"] == "a dog" and len(taken) <= 5

