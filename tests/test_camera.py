@@ -1,8 +1,12 @@
 """The camera's motion is read from the flow of the picture."""
 
+import io
+
+import av
 import numpy as np
 import pytest
 
+from data_pipelines import video_io
 from data_pipelines.stages import camera, examine
 from tests.moving_textures import camera_move, clip, mp4
 
@@ -27,6 +31,22 @@ def label(*videos):
 @pytest.mark.parametrize("name", MOVES)
 def test_a_camera_that_moves_one_way_is_named(name, size):
     assert label(camera_move(21, *size, **MOVES[name])) == name
+
+
+def test_a_turned_file_is_seen_as_it_is_shown():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        stream.set_display_rotation(90)
+        for picture in camera_move(21, 96, 160, right=0.5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    options = examine.Options(scores=("camera",), num_stills=1)
+    (row,) = examine.examine(buffer, clip(), options)
+    assert (row["height"], row["width"]) == (160, 96)
+    assert row["camera"] in ("tilt_up", "tilt_down")
+    assert video_io.decode(row["stills"][0]).shape == (1, 160, 96, 3)
 
 
 def test_a_moving_object_before_a_still_background_is_static():

@@ -27,6 +27,7 @@ class Shrink:
 
     def __init__(self, side: int):
         self.side = side
+        self.reduce = av.video.reformatter.VideoReformatter()
         self.to_rgb = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame | Image.Image) -> np.ndarray:
@@ -36,8 +37,10 @@ class Shrink:
         if isinstance(frame, Image.Image):
             small = frame.convert("RGB").resize((width, height), Image.Resampling.BOX)
             return np.asarray(small)
-        size = {"width": width, "height": height, "interpolation": "AREA"}
-        return self.to_rgb.reformat(frame, format="rgb24", threads=1, **size).to_ndarray()
+        alpha = any(component.is_alpha for component in frame.format.components)
+        size = {"width": width, "height": height, "format": "rgba" if alpha else "rgb24"}
+        small = self.reduce.reformat(frame, **size, interpolation="AREA", threads=1)
+        return video_io.to_rgb(small, self.to_rgb)  # turned as it is shown
 
 
 class Kept:
@@ -110,9 +113,10 @@ class Visitor:
         if self.stop is not None and number >= self.stop:
             raise Enough
         look = self.shrink(frame) if self.looks else None
-        if self.cutter:
-            self.cuts.update(self.cutter.feed(number, look))
-        wants = number in self.cuts or (self.scene and self.scene.wants_still(number))
+        found = self.cutter.feed(number, look) if self.cutter else ()
+        self.cuts.update(found)
+        # a new scene is not there yet to be asked, and may end soon
+        wants = found or (self.scene and self.scene.wants_still(number))
         self.waiting.append((number, look, self.shrink_still(frame) if wants else None))
         while self.waiting and self.waiting[0][0] <= number - self.delay:
             self._pass(*self.waiting.popleft())
