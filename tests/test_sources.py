@@ -461,3 +461,24 @@ def test_the_command_counts_a_source(tmp_path):
     assert result.returncode == 2 and result.stderr.startswith(
         "error: --source=none does not exist"
     )
+
+
+def test_remote_tables_and_tars_are_read_where_they_are(tmp_path):
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    write(tmp_path / "t.csv", ("path", "text"), [
+        ("deep/a.mp4", "x"), ("memory://bucket/set/b.mp4", "y"), ("memory://other/c.mp4", "z"),
+        ("../c.mp4", "z"), ("/c.mp4", "z"), ("file:///etc/passwd", "z"),
+    ])  # fmt: skip
+    write_tar(tmp_path / "s-0.tar", [("k.mp4", b"video"), ("k.txt", b"text")])
+    for name in ("t.csv", "s-0.tar"):
+        files.pipe(f"/bucket/set/{name}", (tmp_path / name).read_bytes())
+    files.pipe("/bucket/set/deep/a.mp4", b"content")
+    table = sources.read("memory://bucket/set/t.csv")
+    assert reasons(table) == ["", "", *["outside root"] * 4]
+    assert [clip.id for clip in table[:2]] == ["deep/a.mp4", "b.mp4"]
+    assert clips.open_binary(table[0].file).read() == b"content"
+    for pattern in ("s-{0..0}.tar", "s-*.tar"):
+        [clip] = sources.read(f"memory://bucket/set/{pattern}")
+        assert clip.text == "text" and clips.open_binary(clip.file).read() == b"video"
