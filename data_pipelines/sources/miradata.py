@@ -10,14 +10,16 @@ background, main_object, style and camera _caption. v0 has index, with the YouTu
 
 The publishers' download_data.py puts the whole video of download id 231 at
 raw_video/000000000/000000000231.mp4 (the folder is the id in thousands) and cuts the clip to
-`file_path`. Both are found, and raw_video/000000000231.mp4; cutting is not needed: a clip is a pair
-of times.
+`file_path`. Both are found, raw_video/000000000231.mp4 too, and what `cut_miradata` cuts, which is
+to be preferred: in a whole video a clip is a pair of times, and reading it goes through all that
+comes before.
 
 The caption is dense_caption unless another is asked for: "dense" is the one that sums up the other
 five, about 90 words, which fit the 300 tokens of the text encoder, where all six (318 words on
 average, README) do not.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -51,15 +53,13 @@ def read(
         raise ValueError(f"caption={caption} is not one of {', '.join(CAPTIONS)}.")
     table_file = find_table(source)
     folder = root or os.path.dirname(table_file) or "."
+    _cuts.cache_clear()
     table = rows.Rows("miradata", folder)
     for number, row in tables.read_rows(table_file, (caption,)):
         refused = file = None
         start = end = None
         try:
-            name = clip_name(row)
-            start, end = _times(row)
-            file, is_cut = _find(folder, name, str(row.get("file_path") or ""))
-            start, end = (None, None) if is_cut else (start, end)
+            file, start, end = _find(folder, row)
         except rows.Refused as error:
             refused = error
         table.add(
@@ -116,7 +116,12 @@ def clip_name(row: dict) -> tuple[str, str]:
     raise rows.Refused("bad id", "the row has no clip_id (v1) or index (v0) of MiraData.")
 
 
-def _times(row: dict) -> tuple[float | str, float | str]:
+def clip_times(row: dict) -> tuple[float | str, float | str]:
+    """Returns (start, end) of the row's clip in its whole video, for `rows.clean_times`.
+
+    Raises:
+        Refused: If the row has none.
+    """
     found = _TIME.findall(str(row.get("timestamp") or "")[:200])
     if len(found) == 2:
         return found[0], found[1]
@@ -127,16 +132,58 @@ def _times(row: dict) -> tuple[float | str, float | str]:
         raise rows.Refused("bad times", "the row has no timestamp of two times.") from error
 
 
-def _find(root: str, name: tuple[str, str], cut: str) -> tuple[str, bool]:
-    """Returns (file, whether it is the clip itself) of a video that was fetched."""
+def cut_name(row: dict) -> str:
+    """Returns the name of the row's own cut, without what follows its plus sign.
+
+    Raises:
+        Refused: If the row's id cannot be a file name.
+    """
+    number = str(row.get("clip_id") or row["index"])
+    if not re.fullmatch(r"[\w.-]{1,100}", number):
+        raise rows.Refused("bad id", f"{number[:80]!a} cannot be a file name.")
+    if not row.get("clip_id"):
+        return number
+    video, _, clip = number.partition(".")
+    return f"{int(video):012d}.{clip}"
+
+
+def find_cut(folder: str, name: str) -> tuple[str, float] | None:
+    """Returns (file, seconds at which the clip begins in it) of a cut by `cut_miradata`."""
+    name_and_begin = _cuts(folder).get(name)
+    return name_and_begin and (os.path.join(folder, name_and_begin[0]), name_and_begin[1])
+
+
+@functools.lru_cache(4096)
+def _cuts(folder: str) -> dict[str, tuple[str, float]]:
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = [re.fullmatch(r"(.+)\+(\d{1,7}\.\d{6})\.mp4", name) for name in sorted(names)]
+    return {match[1]: (match[0], float(match[2])) for match in found if match}
+
+
+def find_raw(root: str, name: tuple[str, str]) -> str:
+    """Returns the whole video (folder, name).
+
+    Raises:
+        Refused: If it is not there.
+    """
     folder, stem = name
     for place in (f"raw_video/{folder}/{stem}", f"raw_video/{stem}"):
         for suffix in _SUFFIXES:
             path = os.path.join(root, place + suffix)
             if os.path.lexists(path):
-                return rows.inside(root, path), False
-    if re.fullmatch(r"[\w./-]+", cut) and ".." not in cut and not cut.startswith("/"):
-        path = os.path.join(root, cut)
-        if os.path.lexists(path):
-            return rows.inside(root, path), True
+                return rows.inside(root, path)
     raise rows.Refused("missing file", f"raw_video/{folder}/{stem}.mp4 was not fetched.")
+
+
+def _find(root: str, row: dict) -> tuple[str, float | None, float | None]:
+    """Returns (file, start, end) of a clip: our cut of it, the publishers', or the whole video."""
+    folder, stem = clip_name(row)
+    start, end = rows.clean_times(*clip_times(row))
+    if cut := find_cut(os.path.join(root, "video_clips", folder), cut_name(row)):
+        return rows.inside(root, cut[0]), cut[1], cut[1] + end - start
+    path = str(row.get("file_path") or "")
+    if re.fullmatch(r"[\w./-]+", path) and ".." not in path and not path.startswith("/"):
+        path = os.path.join(root, path)
+        if os.path.lexists(path):
+            return rows.inside(root, path), None, None
+    return find_raw(root, (folder, stem)), start, end
