@@ -1,5 +1,8 @@
+import contextlib
+import hashlib
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -170,16 +173,142 @@ def test_what_is_no_whole_data_set_is_refused(folder, tmp_path):
         records.Reader(tmp_path / "a")
 
 
-def test_flipped_bits_of_a_shard_raise(folder, tmp_path):
-    rng = np.random.default_rng(0)
-    for trial in range(10):
-        out = tmp_path / str(trial)
-        shutil.copytree(folder, out)
-        reader = records.Reader(folder)
-        shard = sorted(out.glob("*array_record*"))[0]
-        content = bytearray(shard.read_bytes())
-        at = content.index(reader[1]["latent"].tobytes()) + int(rng.integers(100))
+def test_no_flipped_bit_of_a_shard_goes_unseen(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    shard = sorted((tmp_path / "a").glob("*array_record*"))[0]
+    sound, rng = shard.read_bytes(), np.random.default_rng(0)
+    expected = [records.Reader(folder).content(row) for row in range(7)]
+    outcomes = {"same": 0, "found": 0}
+    end = sound.rindex(expected[3][-16:]) + 16  # padding and an index of records follow
+    for at in [*rng.integers(end, size=80), *rng.integers(end, len(sound), size=20)]:
+        content = bytearray(sound)
         content[at] ^= 1 << int(rng.integers(8))
         shard.write_bytes(content)
-        with pytest.raises(Exception, match=r"(?i)corrupt|hash|crc|invalid|data"):
-            records.Reader(out)[1]
+        reader = records.Reader(tmp_path / "a")
+        for row in range(7):
+            try:
+                assert reader.content(row) == expected[row], (at, row)
+                outcomes["same"] += 1
+            except records.CorruptRecord as error:
+                assert f"record {row} ('{0 if row < 4 else 2}/{row % 4}')" in str(error)
+                assert row < 4  # the other shard is whole
+                outcomes["found"] += 1
+    assert outcomes["found"] >= 20 and outcomes["same"] >= 300, outcomes
+
+
+def test_a_damaged_record_does_not_hide_its_neighbours(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    shard = sorted((tmp_path / "a").glob("*array_record*"))[0]
+    whole, content = records.Reader(folder), bytearray(shard.read_bytes())
+    content[content.index(whole[1]["latent"].tobytes()) + 30] ^= 1
+    shard.write_bytes(content)
+    reader = records.Reader(tmp_path / "a")
+    for _ in range(2):
+        with pytest.raises(records.CorruptRecord, match="record 1 .'0/1'. in clips.* is damaged"):
+            reader[1]
+        for row in (0, 2, 3, 4, 5, 6):
+            assert reader.content(row) == whole.content(row)
+
+
+def test_records_that_are_whole_but_not_those_of_the_index_are_found(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    shard = sorted((tmp_path / "a").glob("*array_record*"))[1]
+    writer = records.Writer(shard)
+    for number in (0, 1, 2):
+        record = latent(2, number) | ({"text": "GRÖßE"} if number == 1 else {})
+        writer.write(records.encode("latent", record))
+    writer.close()
+    reader = records.Reader(tmp_path / "a")
+    assert reader[4]["id"] == "2/0" and reader[6]["id"] == "2/2"
+    with pytest.raises(records.CorruptRecord, match="its digest is"):
+        reader[5]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 20_000])
+def test_the_digest_changes_with_the_bytes(size):
+    rng = np.random.default_rng(size)
+    content = rng.bytes(size)
+    found = {records.digest(content), records.digest(content + b"\0")}
+    for at in rng.integers(max(size, 1), size=50 if size else 0):
+        changed = bytearray(content)
+        changed[at] ^= 1 << int(rng.integers(8))
+        assert records.digest(bytes(changed)) not in found
+    if size > 8192:  # a page lost, doubled or moved
+        page = lambda i: content[4096 * i : 4096 * i + 4096]
+        rest = content[12288:]
+        for order in ((0, 2, 1), (1, 0, 2), (0, 0, 2), (0, 1)):
+            assert records.digest(b"".join(map(page, order)) + rest) not in found
+        assert records.digest(page(0) + bytes(4096) + page(2) + rest) not in found
+
+
+def test_decoding_is_that_of_tfds(folder):
+    reader = records.Reader(folder)
+    video = {"id": "ä", "text": "", "fps": 29.97, "num_frames": 300, "height": 9, "width": 70_000}
+    contents = [(kind, reader.content(3)) for kind in ["latent"]]
+    contents.append(("video", records.encode("video", video | {"video": bytes(range(256)) * 9})))
+    for kind, content in contents:
+        found, theirs = (
+            records.decode(kind, content),
+            records.features(kind).deserialize_example_np(content),
+        )
+        assert set(found) == set(theirs)
+        for field, value in theirs.items():
+            value = value.decode() if isinstance(value, bytes) and field != "video" else value
+            assert type(found[field]) is type(value)
+            np.testing.assert_array_equal(found[field], value)
+    for cut in (1, 2, 50, len(content) - 1):
+        with pytest.raises((ValueError, KeyError)):
+            records.decode("video", content[:cut])
+
+
+def test_shards_written_apart_give_the_same_data_set(folder, tmp_path):
+    """Four writers share a job; two of them have the same shards, and all may finish it."""
+    out, metas = tmp_path / "latents", []
+
+    def write(numbers):
+        work = builder.start(out, "latent", 3, key="a")
+        for number in numbers:
+            facts = builder.write_shard(work, "latent", number, 3, make_shard(number))
+            assert (facts["number"], facts["num_records"]) == (number, (4, 0, 3)[number])
+        with contextlib.suppress(ValueError):  # not all there yet
+            metas.append(builder.finish(out, "latent", 3, key="a", extra={"vae": "tiny"}))
+
+    for _ in range(5):
+        threads = [threading.Thread(target=write, args=(n,)) for n in ([0], [1], [2], [1, 2])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert contents(out) == contents(folder)
+        assert metas and all(meta == records.Reader(folder).meta for meta in metas)
+        assert not builder.work_folder(out).exists()
+        shutil.rmtree(out)
+
+
+def test_an_unfinished_job_is_not_put_together(tmp_path):
+    out = tmp_path / "latents"
+    with pytest.raises(ValueError, match="call builder.start first"):
+        builder.write_shard(builder.work_folder(out), "latent", 0, 3, [])
+    work = builder.start(out, "latent", 3, key="a")
+    builder.write_shard(work, "latent", 2, 3, make_shard(2))
+    assert builder.missing(work, 3) == [0, 1]
+    with pytest.raises(ValueError, match="2 of the 3 shards .* the first is 0"):
+        builder.finish(out, "latent", 3, key="a")
+    assert builder.missing(builder.start(out, "latent", 3, key="b"), 3) == [0, 1, 2]
+
+
+def test_shards_have_the_digests_of_meta(folder):
+    for shard in records.Reader(folder).meta["shards"]:
+        content = (folder / shard["name"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == shard["sha256"]
+        assert len(content) == shard["bytes"]
+
+
+def test_data_sets_of_an_older_format_say_how_to_make_them_again(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    meta = json.loads((tmp_path / "a/meta.json").read_text()) | {"format": 1}
+    (tmp_path / "a/meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="format 1.*delete it and make it again .*vidgen.encode"):
+        records.Reader(tmp_path / "a")
+    with pytest.raises(ValueError, match="format 1.*delete it"):
+        builder.write_shards(tmp_path / "a", "latent", 3, make_shard, key="a")
