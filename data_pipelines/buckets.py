@@ -331,6 +331,20 @@ class Table:
             nearest = max(nearest, reason)
         return None, REASONS[nearest]
 
+    def fitting(self, num_frames: int, height: int, width: int) -> list[Bucket]:
+        """Returns every bucket that a clip can be given in some epoch, from large to small."""
+        found = []
+        for resolution, entries in self.entries.items():
+            if height * width < MIN_PIXEL_SHARE * pixels(resolution):
+                continue
+            aspect = closest_aspect(height, width, resolution, self.aspects[resolution])
+            for entry in entries:
+                is_long = num_frames > entry.num_frames * self.frame_interval
+                fits = num_frames == 1 if entry.num_frames == 1 else is_long
+                if fits and entry.keep > 0 and entry.consider != 0:
+                    found.append(self.bucket(resolution, entry.num_frames, aspect))
+        return found
+
 
 class _Draws:
     """A generator that is made only when a number is drawn: making one takes 10 us."""

@@ -6,10 +6,15 @@ are the same for any number of processes, workers and threads, and after any res
 A batch is a dict of the local part of B samples:
 
 - video data: `video` uint8 [B, T, H, W, 3]; with a tokenizer `text_ids` int32 [B, L].
-- latent data: `latent`, `latent_std` float32 [B, t, h, w, c]; `text_emb` float32 [B, L, E].
+- latent data: `latent`, `latent_std` float16 [B, t, h, w, c]; `text_emb` float16 [B, L, E].
 - both: `text_mask` bool [B, L] (not without text), `mask` bool [B, t] (True: the frame is
   generated), `drop_text` bool [B] (train without caption), `fps` float32 [B] (120: image), `size`
   float32 [B, 2] (height and width of the bucket), `num_frames` int32 [B], `row` int32 [B].
+
+A record whose digest is wrong, or that cannot be decoded, is replaced by another one of its bucket:
+which one is a function of (seed, step, place in the batch), so that the stream is still the same on
+every start. So is one whose read hung or killed its worker three times. `Loader.bad_records` holds
+them with the reason; more than a small share ends the run.
 
 JAX stays out: workers (`data_pipelines.workers`) cannot import it, and Grain, which would, is
 imported with JAX closed to it unless the program has JAX already.
@@ -20,17 +25,18 @@ import hashlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import absl.logging
 import numpy as np
 
+from data_pipelines import assignment, batches, reads, records, stream, transforms, workers
 from data_pipelines import buckets as bucket_tables
-from data_pipelines import records, stream, transforms, video_io, workers
 
 _FORMAT = 1  # of the stream: raise it when equal arguments give other batches
-_FRAMES, _MASK, _TEXT = 10, 11, 12  # purposes of random numbers
+_MASK, _TEXT, _SUBSTITUTE = 11, 12, 13  # purposes of random numbers
+_WORKER = "data_pipelines.batches:make_worker"
+_SUBSTITUTES = 100  # tried for one place in a batch
 
 
 class Loader:
@@ -54,8 +60,9 @@ class Loader:
         process_count: Into how many equal parts batches are cut.
         num_workers: Child processes that make batches; 0: threads of this process.
         prefetch: Batches made ahead.
-        cache_bytes: Memory for decoded latents, kept after they are first read.
-        deadline_seconds: For a worker to make a batch; then it is replaced.
+        cache_bytes: Memory for latents, kept after they are first read.
+        deadline_seconds: For one record; a worker that takes longer is replaced.
+        bad_limit: The largest share of bad records.
 
     Raises:
         ValueError: If an argument is wrong or does not fit the data.
@@ -80,7 +87,8 @@ class Loader:
         num_workers: int = 0,
         prefetch: int = 2,
         cache_bytes: int = 1 << 30,
-        deadline_seconds: float = 300.0,
+        deadline_seconds: float = 60.0,
+        bad_limit: float = 0.01,
     ):
         transforms.check_mask_ratios(mask_ratios)
         if not 0 <= text_dropout <= 1:
@@ -89,6 +97,8 @@ class Loader:
             raise ValueError(f"process_index={process_index} is not in 0..{process_count - 1}.")
         if min(num_workers, prefetch) < 0:
             raise ValueError(f"num_workers={num_workers} and prefetch={prefetch}: 0 or more.")
+        if not 0 <= bad_limit <= 1:
+            raise ValueError(f"bad_limit={bad_limit} has to be in 0..1.")
         self.reader = records.Reader(path)
         self.kind = self.reader.kind
         self.num_rows = len(self.reader)
@@ -102,29 +112,20 @@ class Loader:
         self._buckets = self.table.all_buckets()
         self._check_batch_sizes()
         if self.kind == "latent":
-            self._check_latents(path)
-        self._worker_args = {
-            "path": str(path),
-            "buckets": {k: dict(v) for k, v in buckets.items()},
-            "aspects": aspects,
-            "seed": seed,
-            "frame_interval": frame_interval,
-            "time_stride": time_stride,
-            "chunk_frames": chunk_frames,
-            "mask_ratios": dict(mask_ratios),
-            "text_dropout": text_dropout,
-            "tokenize": tokenize,
-            "text_tokens": text_tokens,
-            "process_index": process_index,
-            "process_count": process_count,
-            "cache_bytes": cache_bytes // max(1, num_workers),
-        }
-        self._fixed: list[np.ndarray] | None = None
-        self._stream = stream.Stream(
-            self._rows_of, [b.batch_size for b in self._buckets], self.seed
-        )
-        self._cache: dict[int, dict] = {}
-        self._cache_left, self._cache_lock = cache_bytes, threading.Lock()
+            assignment.check_latents(
+                self.reader,
+                self.table,
+                text_tokens=text_tokens,
+                time_stride=time_stride,
+                chunk_frames=chunk_frames,
+            )
+        self.bad_records = reads.BadRecords(self.num_rows, bad_limit, str(path))
+        self._worker_args = str(path), frame_interval, seed, cache_bytes // max(1, num_workers)
+        self._samples = batches.Samples(self.reader, frame_interval, seed, cache_bytes)
+        self._reads = reads.Reads(self._samples, deadline_seconds, self.bad_records)
+        self._rows_of = assignment.Assignment(self.reader, self.table, seed)
+        sizes = [b.batch_size for b in self._buckets]
+        self._stream = stream.Stream(self._rows_of, sizes, seed)
         if not any(len(rows) for epoch in range(3) for rows in self._rows_of(epoch)):
             raise ValueError(
                 f"none of the {self.num_rows} clips of {path} fits a bucket: a clip has to have "
@@ -180,29 +181,8 @@ class Loader:
         return [b for b, rows in zip(self._buckets, self._rows_of(0), strict=True) if len(rows)]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Makes this process's part of the batch of a step, here and now."""
-        taken = self._stream.at(step)
-        bucket = self._buckets[taken.bucket]
-        size = bucket.batch_size // self.process_count
-        slots = range(self.process_index * size, (self.process_index + 1) * size)
-        rng = lambda slot, purpose: np.random.default_rng(
-            (self.seed, step, slot, int(taken.rows[slot]), purpose)
-        )
-        if self.kind == "video":
-            batch = self._videos(bucket, [(int(taken.rows[s]), rng(s, _FRAMES)) for s in slots])
-            t = transforms.latent_frames(bucket.num_frames, self.time_stride, self.chunk_frames)
-        else:
-            batch = self._latents([int(taken.rows[s]) for s in slots])
-            t = batch["latent"].shape[1]
-        masks = [transforms.frame_mask(t, self.mask_ratios, rng(s, _MASK)) for s in slots]
-        drops = [rng(s, _TEXT).random() < self.text_dropout for s in slots]
-        return batch | {
-            "mask": np.stack(masks),
-            "drop_text": np.array(drops, bool),
-            "size": np.tile(np.array([[bucket.height, bucket.width]], np.float32), (size, 1)),
-            "num_frames": np.full(size, bucket.num_frames, np.int32),
-            "row": taken.rows[slots.start : slots.stop].astype(np.int32),
-        }
+        """Makes this process's part of the batch of a step, here and now, without deadlines."""
+        return self._make(step, self._samples)
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yields the batches of start_step, start_step + 1, ... without end, made ahead.
@@ -210,19 +190,24 @@ class Loader:
         Close the iterator (or drop it) to end the threads and workers.
 
         Raises:
-            RuntimeError: If workers failed three times on one batch, naming its clips.
+            RuntimeError: If too many records are bad, naming them.
         """
         grain = _import_grain()
         threads = max(min(self.prefetch, 16), self.num_workers)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         if self.num_workers == 0:
-            yield from self._map(grain, self.batch, start_step, options)
+            yield from self._map(grain, self._in_thread, start_step, options)
             return
-        make = "data_pipelines.loader:make_worker"
-        args = (self._worker_args,)
-        with workers.Pool(self.num_workers, make, args, self.deadline_seconds) as pool:
-            call = functools.partial(self._call_worker, pool)
-            yield from self._map(grain, call, start_step, options)
+        with workers.Pool(
+            self.num_workers, _WORKER, self._worker_args, self.deadline_seconds
+        ) as pool:
+            read = functools.partial(self._reads.ask_worker, pool)
+            make_batch = functools.partial(self._make, read=read)
+            yield from self._map(grain, make_batch, start_step, options)
+
+    def _in_thread(self, step: int) -> dict[str, np.ndarray]:
+        self._stream.at(step)  # may take long in a large data set, and is no read
+        return self._reads.patiently(functools.partial(self._make, step))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self.iterate(0)
@@ -235,88 +220,55 @@ class Loader:
         finally:
             iterator.close()
 
-    def _call_worker(self, pool: workers.Pool, step: int) -> dict[str, np.ndarray]:
-        """Asks a worker for a batch, and another one if that dies over it, three in all."""
-        for attempt in (1, 2, 3):
-            try:
-                return pool(step)
-            except workers.WorkerDied as error:
-                if pool.closed:
-                    raise
-                absl.logging.warning("step %d: %s Attempt %d of 3.", step, error, attempt)
-                last = error
-        names = [self.reader[int(row)]["id"] for row in self.rows(step)]
-        raise RuntimeError(
-            f"no worker could make the batch of step {step}: {last} One of these clips may be the "
-            f"reason: {', '.join(names)}."
-        ) from last
-
-    def _rows_of(self, epoch: int) -> list[np.ndarray]:
-        """Returns the rows of each bucket in an epoch."""
-        if self._fixed is not None:
-            return self._fixed
-        numbers = {(b.resolution, b.num_frames, b.aspect): i for i, b in enumerate(self._buckets)}
-        index, rows = self.reader.index, [[] for _ in self._buckets]
-        if self.kind == "latent":
-            names = zip(index["resolution"], index["num_frames"], index["aspect"], strict=True)
-            for row, (resolution, num_frames, aspect) in enumerate(names):
-                rows[numbers[str(resolution), int(num_frames), str(aspect)]].append(row)
+    def _make(self, step: int, read: Callable[[tuple], dict]) -> dict[str, np.ndarray]:
+        """Makes the batch of a step; `read` turns (row, bucket, step, slot) into a sample."""
+        taken = self._stream.at(step)
+        bucket = self._buckets[taken.bucket]
+        size = bucket.batch_size // self.process_count
+        slots = range(self.process_index * size, (self.process_index + 1) * size)
+        rows: list[int] = []
+        samples = (self._sample(taken, bucket, step, slot, read, rows) for slot in slots)
+        if self.kind == "video":
+            batch = batches.stack_videos(list(samples), self.tokenize, self.text_tokens)
         else:
-            facts = (index[k].tolist() for k in ("num_frames", "height", "width"))
-            for row, size in enumerate(zip(*facts, strict=True)):
-                bucket = self.table.assign(*size, row=row, epoch=epoch, seed=self.seed)
-                if bucket is not None:
-                    rows[numbers[bucket.resolution, bucket.num_frames, bucket.aspect]].append(row)
-        result = [np.array(r, np.int64) for r in rows]
-        if self.kind == "latent" or not self.table.is_random:
-            self._fixed = result
-        return result
+            batch = batches.stack_latents(samples, size, self.text_tokens)
+        self.bad_records.count_read(size)
+        t = transforms.latent_frames(bucket.num_frames, self.time_stride, self.chunk_frames)
+        rng = lambda slot, purpose: np.random.default_rng(
+            (self.seed, step, slot, int(taken.rows[slot]), purpose)
+        )
+        masks = [transforms.frame_mask(t, self.mask_ratios, rng(s, _MASK)) for s in slots]
+        drops = [rng(s, _TEXT).random() < self.text_dropout for s in slots]
+        return batch | {
+            "mask": np.stack(masks),
+            "drop_text": np.array(drops, bool),
+            "size": np.tile(np.array([[bucket.height, bucket.width]], np.float32), (size, 1)),
+            "num_frames": np.full(size, bucket.num_frames, np.int32),
+            "row": np.array(rows, np.int32),
+        }
 
-    def _videos(self, bucket: bucket_tables.Bucket, samples: list) -> dict[str, np.ndarray]:
-        videos, texts, fps = [], [], []
-        for row, rng in samples:
-            record = self.reader[row]
-            videos.append(read_video(record, bucket, self.frame_interval, rng))
-            texts.append(record["text"])
-            rate = transforms.clip_fps(record["fps"], bucket.num_frames, self.frame_interval)
-            fps.append(rate)
-        batch = {"video": np.stack(videos), "fps": np.array(fps, np.float32)}
-        if self.tokenize is None:
-            return batch
-        ids_BL, mask_BL = self.tokenize(texts)
-        if ids_BL.shape[1] != self.text_tokens:
-            raise ValueError(
-                f"the tokenizer gives {ids_BL.shape[1]} tokens a text, but text_tokens="
-                f"{self.text_tokens}: give both the same length."
-            )
-        return batch | {"text_ids": ids_BL, "text_mask": mask_BL}
+    def _sample(self, taken, bucket, step, slot, read, rows: list[int]) -> dict:
+        """The sample of a place in a batch, or of the first good substitute; adds to `rows`."""
+        for row in self._candidates(taken, step, slot):
+            if row in self.bad_records:
+                continue
+            try:
+                sample = read((row, bucket, step, slot))
+            except ValueError as error:
+                self.bad_records.add(row, str(error))
+                continue
+            rows.append(row)
+            return sample
+        raise RuntimeError(
+            f"{_SUBSTITUTES} records of bucket {bucket.name}, drawn to replace a bad one in step "
+            f"{step}, are bad too: {' '.join(list(self.bad_records.values())[:5])}"
+        )
 
-    def _latents(self, rows: list[int]) -> dict[str, np.ndarray]:
-        read = [self._read_latent(row) for row in rows]
-        stack = lambda name: np.stack([r[name] for r in read]).astype(np.float32)
-        width = read[0]["text_emb"].shape[1]
-        text_emb_BLE = np.zeros((len(rows), self.text_tokens, width), np.float32)
-        mask_BL = np.zeros((len(rows), self.text_tokens), bool)
-        for i, record in enumerate(read):
-            length = len(record["text_emb"])
-            text_emb_BLE[i, :length] = record["text_emb"]
-            mask_BL[i, :length] = True
-        batch = {"latent": stack("latent"), "latent_std": stack("latent_std")}
-        batch |= {"text_emb": text_emb_BLE, "text_mask": mask_BL}
-        return batch | {"fps": np.array([r["fps"] for r in read], np.float32)}
-
-    def _read_latent(self, row: int) -> dict:
-        """Reads a record, from memory if it was read before and there was room."""
-        if row in self._cache:
-            return self._cache[row]
-        record = self.reader[row]
-        kept = {k: record[k] for k in ("latent", "latent_std", "text_emb", "fps")}
-        num_bytes = sum(np.asarray(v).nbytes for v in kept.values()) + 1000  # of Python's own
-        with self._cache_lock:
-            if num_bytes <= self._cache_left:
-                self._cache_left -= num_bytes
-                self._cache[row] = kept
-        return kept
+    def _candidates(self, taken: stream.Step, step: int, slot: int) -> Iterator[int]:
+        yield int(taken.rows[slot])
+        rows = self._stream.rows(taken.epoch, taken.bucket)
+        rng = np.random.default_rng((self.seed, step, slot, _SUBSTITUTE))
+        yield from rng.choice(rows, _SUBSTITUTES).tolist()
 
     def _check_batch_sizes(self):
         odd = [b for b in self._buckets if b.batch_size % self.process_count]
@@ -326,71 +278,10 @@ class Loader:
                 f"are not: {self._names(odd)}."
             )
 
-    def _check_latents(self, path):
-        index = self.reader.index
-        names, counts = np.unique(
-            [
-                f"{r}/{n}/{a}"
-                for r, n, a in zip(
-                    index["resolution"], index["num_frames"], index["aspect"], strict=True
-                )
-            ],
-            return_counts=True,
-        )
-        known = {b.name for b in self._buckets}
-        if missing := [
-            f"{n}: {c} rows" for n, c in zip(names, counts, strict=True) if n not in known
-        ]:
-            raise ValueError(
-                f"{path} has latents of buckets (resolution/frames/aspect) that `buckets` and "
-                f"`aspects` leave out: {', '.join(missing)}. Add them, or encode the clips again."
-            )
-        longest = int(index["text_length"].max(initial=0))
-        if longest > self.text_tokens:
-            raise ValueError(
-                f"{path} has texts of up to {longest} tokens, but text_tokens={self.text_tokens}: "
-                f"use {longest} or more."
-            )
-        for frames in np.unique(index["num_frames"]):
-            expected = transforms.latent_frames(int(frames), self.time_stride, self.chunk_frames)
-            found = np.unique(index["latent_frames"][index["num_frames"] == frames])
-            if found.tolist() != [expected]:
-                raise ValueError(
-                    f"{path} has {found.tolist()} latent frames for {frames} frames, but "
-                    f"time_stride={self.time_stride} and chunk_frames={self.chunk_frames} make "
-                    f"{expected}: use the settings of the VAE that encoded them."
-                )
-
     @staticmethod
     def _names(listed: Sequence[bucket_tables.Bucket]) -> str:
         names = [f"{b.name} (batch {b.batch_size})" for b in listed]
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def read_video(
-    record: Mapping,
-    bucket: bucket_tables.Bucket,
-    frame_interval: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Decodes a clip of a record of kind video for its bucket, uint8 [T, H, W, 3].
-
-    Raises:
-        ValueError: If the clip cannot be decoded, naming it.
-    """
-    try:
-        frames = transforms.choose_frames(
-            int(record["num_frames"]), bucket.num_frames, frame_interval, rng
-        )
-        video_THWC = video_io.decode(record["video"], frames.tolist())
-    except ValueError as error:
-        raise ValueError(f"clip {record['id']!r}: {error}") from error
-    return transforms.fit(video_THWC, bucket.height, bucket.width)
-
-
-def make_worker(args: dict) -> Callable[[int], dict[str, np.ndarray]]:
-    """Returns the function of a child process: step -> batch."""
-    return Loader(**args).batch
 
 
 def _import_grain():

@@ -75,6 +75,11 @@ class Stream:
         with self._lock:
             return int(self._epoch(epoch).batches.sum())
 
+    def rows(self, epoch: int, bucket: int) -> np.ndarray:
+        """Returns the rows of a bucket in an epoch, ascending."""
+        with self._lock:
+            return self._rows_of(epoch)[bucket]
+
     def _find(self, step: int) -> tuple[int, _Epoch]:
         while True:
             last = len(self._epochs) - 1

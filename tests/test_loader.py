@@ -2,6 +2,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 from test_video_io import with_sound
 
 from data_pipelines import (
+    batches,
     builder,
     judge,
     loader,
     pipeline,
+    reads,
     records,
     shapes,
     tokenizer,
@@ -112,8 +115,8 @@ def test_batches_have_the_promised_shapes(path):
             expected |= {"video": (np.uint8, frames), "text_ids": (np.int32, (size, 24))}
         else:
             shape = (size, t, bucket.height // 8, bucket.width // 8, 4)
-            expected |= {k: (np.float32, shape) for k in ("latent", "latent_std")}
-            expected |= {"text_emb": (np.float32, (size, 24, 6))}
+            expected |= {k: (np.float16, shape) for k in ("latent", "latent_std")}
+            expected |= {"text_emb": (np.float16, (size, 24, 6))}
         assert {k: (v.dtype, v.shape) for k, v in batch.items()} == expected
         assert (batch["size"] == [bucket.height, bucket.width]).all()
         assert (batch["num_frames"] == bucket.num_frames).all()
@@ -128,12 +131,10 @@ def test_latents_and_texts_are_those_of_their_rows(latents):
     for batch in first(latents, 6):
         for i, row in enumerate(batch["row"]):
             want = make_latent(int(row))
-            np.testing.assert_array_equal(batch["latent"][i], want["latent"].astype(np.float32))
+            np.testing.assert_array_equal(batch["latent"][i], want["latent"])
             length = len(want["text_emb"])
             assert batch["text_mask"][i].sum() == length
-            np.testing.assert_array_equal(
-                batch["text_emb"][i, :length], want["text_emb"].astype(np.float32)
-            )
+            np.testing.assert_array_equal(batch["text_emb"][i, :length], want["text_emb"])
             assert not batch["text_emb"][i, length:].any()
 
 
@@ -213,7 +214,7 @@ def test_masks_dropout_and_frames_change_from_step_to_step(videos):
     reader, rng = records.Reader(videos), np.random.default_rng(0)
     row = int(np.argmax(reader.index["num_frames"]))
     bucket = next(b for b in made.used_buckets() if b.num_frames == 17)
-    starts = {loader.read_video(reader[row], bucket, 1, rng).tobytes() for _ in range(8)}
+    starts = {batches.read_video(reader[row], bucket, 1, rng).tobytes() for _ in range(8)}
     assert len(starts) > 2
 
 
@@ -240,6 +241,7 @@ def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos,
         "prefetch": 3,
         "cache_bytes": 0,
         "deadline_seconds": 1.0,
+        "bad_limit": 0.5,
     }
     assert set(changes) | set(harmless) == set(inspect.signature(loader.Loader).parameters)
     base = load(videos).fingerprint
@@ -300,6 +302,217 @@ def test_killed_and_stuck_workers_change_nothing(videos, monkeypatch):
             os.kill(pools[0].pids()[0], how)
         same(next(iterator), made.batch(step))
     iterator.close()
+    assert not made.bad_records
+
+
+BAD = 7  # of the latents: 32/17/1.00
+
+
+@pytest.fixture
+def damaged(latents, tmp_path):
+    """The latents with one flipped bit, in record BAD."""
+    shutil.copytree(latents, tmp_path / "data")
+    content = records.Reader(latents)[BAD]["latent"].tobytes()
+    for shard in (tmp_path / "data").glob("*array_record*"):
+        whole = bytearray(shard.read_bytes())
+        if (at := whole.find(content)) >= 0:
+            whole[at + 5] ^= 2
+            shard.write_bytes(whole)
+    return tmp_path / "data"
+
+
+def test_a_damaged_record_is_found_told_and_replaced(latents, damaged, caplog):
+    whole, hurt = load(latents), load(damaged, bad_limit=0.1)
+    replaced = 0
+    for step in range(40):
+        wanted, found = whole.batch(step), hurt.batch(step)
+        for slot in range(4):
+            row = int(found["row"][slot])
+            if wanted["row"][slot] != BAD:
+                assert row == wanted["row"][slot]
+            else:
+                replaced += 1
+                assert row != BAD
+                names = ("num_frames", "aspect")
+                assert [make_latent(row)[n] for n in names] == [make_latent(BAD)[n] for n in names]
+            np.testing.assert_array_equal(found["latent"][slot], make_latent(row)["latent"])
+        for name in ("mask", "drop_text", "size", "num_frames"):
+            np.testing.assert_array_equal(found[name], wanted[name])
+    assert replaced >= 2
+    assert list(hurt.bad_records) == [BAD] and "'clip7'" in hurt.bad_records[BAD]
+    assert [r for r in caplog.messages if "record 7 is replaced by another" in r]
+
+
+def test_the_substitute_is_the_same_everywhere(damaged):
+    one = load(damaged, bad_limit=0.1)
+    steps = [s for s in range(60) if BAD in one.rows(s)]
+    wanted = {step: one.batch(step) for step in steps}
+    for count in (1, 2, 4):
+        parts = [
+            load(damaged, bad_limit=0.1, process_index=i, process_count=count) for i in range(count)
+        ]
+        for step in reversed(steps):
+            cut = [part.batch(step) for part in parts]
+            same({k: np.concatenate([c[k] for c in cut]) for k in cut[0]}, wanted[step])
+    for changes in ({}, {"num_workers": 2}):
+        step, _ = steps[0], changes.update(bad_limit=0.1)
+        same(first(damaged, 1, start=step, **changes)[0], wanted[step])
+
+
+def test_too_many_bad_records_end_the_run(damaged):
+    made = load(damaged)
+    with pytest.raises(RuntimeError, match=r"1 of 60 records .* bad_limit=0.01.*'clip7'"):
+        for step in range(60):
+            made.batch(step)
+    iterator = load(damaged, bad_limit=0.0).iterate()
+    with pytest.raises(RuntimeError, match="'clip7'"):
+        for _ in range(60):
+            next(iterator)
+
+
+def test_a_bucket_without_any_good_record_ends_the_run(latents, monkeypatch):
+    def fail(self, task):
+        raise ValueError(f"clip {task[0]} is bad.")
+
+    monkeypatch.setattr(batches.Samples, "__call__", fail)
+    with pytest.raises(RuntimeError, match="drawn to replace a bad one in step 0, are bad too"):
+        load(latents, bad_limit=1.0).batch(0)
+
+
+def test_the_share_of_bad_records_counts_what_was_read():
+    bad = reads.BadRecords(100_000, 0.01, "data")
+    for row in range(10):
+        bad.add(row, f"clip {row} is bad.")
+    bad.add(3, "again")
+    with pytest.raises(RuntimeError, match=r"11 of 1000 records .* clip 0 is bad. clip 1 is bad"):
+        bad.add(10, "clip 10 is bad.")
+    bad.count_read(5000)
+    for row in range(11, 50):
+        bad.add(row, "bad")
+    with pytest.raises(RuntimeError, match="51 of 5000 records.*And 31 more"):
+        bad.add(50, "bad"), bad.add(51, "bad")
+    assert len(bad) >= 51 and bad[3] == "clip 3 is bad."
+
+
+def test_a_clip_that_cannot_be_decoded_is_replaced(videos, tmp_path):
+    reader = records.Reader(videos)
+    made = [reader[row] for row in range(len(reader))]
+    made[3] = made[3] | {"video": made[3]["video"][:-200]}
+    builder.write_shards(tmp_path / "data", "video", 1, lambda _: iter(made), key="")
+    for changes in ({}, {"num_workers": 1}):
+        hurt, seen = load(tmp_path / "data", bad_limit=0.1, **changes), []
+        iterator = iter(hurt)
+        for _ in range(12):
+            seen += next(iterator)["row"].tolist()
+        iterator.close()
+        assert 3 not in seen and len(set(seen)) > 40
+        assert list(hurt.bad_records) == [3]
+        assert repr(str(made[3]["id"])) in hurt.bad_records[3]
+
+
+def test_a_read_that_hangs_once_leaves_no_trace(latents, monkeypatch, caplog):
+    slow = hanging_reads(latents, monkeypatch, times=1)
+    made = load(latents, deadline_seconds=0.3)
+    iterator = iter(made)
+    for step in range(30):
+        same(next(iterator), load(latents).batch(step))
+    iterator.close()
+    assert slow == [0] and not made.bad_records
+    assert "reading clip 'clip7' (row 7): no answer within 0.3 s." in caplog.text
+
+
+def test_a_read_that_always_hangs_is_replaced(latents, damaged, monkeypatch):
+    hanging_reads(latents, monkeypatch, times=99)
+    made, other = load(latents, deadline_seconds=0.3, bad_limit=0.1), load(damaged, bad_limit=0.1)
+    iterator = iter(made)
+    found = [next(iterator) for _ in range(30)]
+    iterator.close()
+    monkeypatch.undo()
+    for step, batch in enumerate(found):
+        same(batch, other.batch(step))
+    assert "'clip7'" in made.bad_records[BAD] and "3 times" in made.bad_records[BAD]
+
+
+def hanging_reads(latents, monkeypatch, times):
+    """Reads of record BAD hang for some times; returns how many of them are left."""
+    left, real = [times], batches.Samples.__call__
+
+    def read(self, task):
+        if task[0] == BAD and left[0] > 0 and self.reader.folder == str(latents):
+            left[0] -= 1
+            time.sleep(20)
+        return real(self, task)
+
+    monkeypatch.setattr(batches.Samples, "__call__", read)
+    return left
+
+
+def make_deadly_worker(*args):
+    """A worker that is killed by record BAD."""
+    read = batches.make_worker(*args)
+    return lambda task: os.kill(os.getpid(), 9) if task[0] == BAD else read(task)
+
+
+def test_a_clip_that_kills_its_workers_is_replaced(latents, damaged, monkeypatch):
+    monkeypatch.setattr(loader, "_WORKER", "test_loader:make_deadly_worker")
+    made, other = load(latents, num_workers=1, bad_limit=0.1), load(damaged, bad_limit=0.1)
+    start = next(step for step in range(60) if BAD in made.rows(step))
+    iterator = made.iterate(start)
+    for step in (start, start + 1):
+        same(next(iterator), other.batch(step))
+    iterator.close()
+    assert "a worker process ended with code -9. So it was 3 times" in made.bad_records[BAD]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_is_the_same_for_any_hosts_and_from_any_start(seed, tmp_path):
+    """Random tables: the ids of all hosts together, step by step, are those of one host."""
+    rng = np.random.default_rng(seed)
+    names = [("32", 17, "1.00"), ("32", 1, "1.00"), ("32", 17, "0.60"), ("64", 34, "1.00")]
+    names = [names[i] for i in rng.permutation(4)[: rng.integers(1, 5)]]
+    sizes = {(r, n): int(rng.choice([8, 16, 24])) for r, n, _ in names}
+    table = {r: {n: (1.0, b) for (q, n), b in sizes.items() if q == r} for r, _ in sizes}
+    which = rng.integers(len(names), size=int(rng.integers(60, 120)))
+
+    def make(row):
+        resolution, frames, aspect = names[which[row]]
+        shape = (transforms.latent_frames(frames), 1, 1, 4)
+        record = make_latent(row) | {"resolution": resolution, "num_frames": frames}
+        half = {k: np.full(shape, row, np.float16) for k in ("latent", "latent_std")}
+        return record | half | {"aspect": aspect, "text_emb": np.zeros((1, 2), np.float16)}
+
+    rows = np.array_split(np.arange(len(which)), 3)
+    builder.write_shards(tmp_path / "a", "latent", 3, lambda i: map(make, rows[i].tolist()), key="")
+    settings = {"buckets": table, "seed": seed, "text_dropout": 0.5, "mask_ratios": MASKS}
+    one = load(tmp_path / "a", **settings)
+    num_steps = sum(one.steps_in_epoch(epoch) for epoch in range(4))
+    order = [one.batch(step)["row"].tolist() for step in range(num_steps)]
+    for count in (1, 2, 4, 8):
+        hosts = [
+            load(tmp_path / "a", **settings, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+        for start in rng.integers(num_steps, size=3):
+            streams = [host.iterate(int(start)) for host in hosts]
+            for step in range(start, min(start + 3, num_steps)):
+                parts = [next(s) for s in streams]
+                joined = [row for part in parts for row in part["row"].tolist()]
+                assert joined == order[step]
+                assert [int(x[0, 0, 0, 0]) for p in parts for x in p["latent"]] == joined
+            for s in streams:
+                s.close()
+    for number in range(len(names)):  # each clip once an epoch of its bucket
+        mine = set(np.flatnonzero(which == number).tolist())
+        taken = [row for rows in order for row in rows if row in mine]
+        for epoch in range(len(taken) // len(mine) if mine else 0):
+            assert set(taken[epoch * len(mine) : (epoch + 1) * len(mine)]) == mine
+
+
+def test_any_number_of_workers_gives_the_same_order(latents):
+    wanted = [load(latents).batch(step) for step in range(11, 15)]
+    for num_workers in (1, 3):
+        for one, two in zip(wanted, first(latents, 4, 11, num_workers=num_workers), strict=True):
+            same(one, two)
 
 
 def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
@@ -329,9 +542,9 @@ def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
 
 def test_decoded_latents_stay_in_memory_up_to_the_budget(latents, monkeypatch):
     reads = []
-    real = records.Reader.__getitem__
+    real = records.Reader.content
     monkeypatch.setattr(
-        records.Reader, "__getitem__", lambda self, row: reads.append(row) or real(self, row)
+        records.Reader, "content", lambda self, row, *a: reads.append(row) or real(self, row, *a)
     )
     made = load(latents)
     for step in range(40):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from data_pipelines import loader, pipeline, records, video_io
+from data_pipelines import batches, loader, pipeline, records, video_io
 from vidgen import encode, encoders
 
 ASSETS = pathlib.Path(__file__).parent.parent / "vidgen" / "assets"
@@ -63,7 +63,7 @@ def test_latents_of_real_videos_decode_as_the_videos_themselves_do(shards, confi
             if b.aspect == record["aspect"]
         )
         rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
-        video = loader.read_video(clip, bucket, 1, rng)
+        video = batches.read_video(clip, bucket, 1, rng)
         mean, _ = encode_video(frozen, video[None], None)
         direct = np.asarray(decode(frozen, mean, 17)).astype(int)
         stored = np.asarray(decode(frozen, record["latent"][None].astype(np.float32), 17))

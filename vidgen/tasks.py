@@ -196,8 +196,9 @@ class TextToVideo:
             mean_Bthwc, std_Bthwc = self.encoders.encode_video(frozen, batch["video"], image_key)
             text_BLE = self.encoders.encode_text(frozen, batch["text_ids"], batch["text_mask"])
         else:
-            mean_Bthwc, std_Bthwc = batch["latent"], batch["latent_std"]
-            text_BLE = batch["text_emb"]
+            # shards and batches hold float16
+            names = ("latent", "latent_std", "text_emb")
+            mean_Bthwc, std_Bthwc, text_BLE = (batch[k].astype(jnp.float32) for k in names)
         latent_Bthwc = mean_Bthwc + std_Bthwc * jax.random.normal(key, mean_Bthwc.shape)
         clips, _, h, w, _ = latent_Bthwc.shape
         ratio = flow.shift_ratio(height, width, num_frames, **self.shift)
@@ -224,10 +225,10 @@ class TextToVideo:
         """Of latents, so that no encoder is needed."""
         clips, tokens = bucket.batch_size, self.model_config["text_tokens"]
         t, h, w, c = self.encoders.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-        normal = lambda *shape: rng.normal(size=(clips, *shape)).astype(np.float32)
+        normal = lambda *shape: rng.normal(size=(clips, *shape)).astype(np.float16)
         return {
             "latent": normal(t, h, w, c),
-            "latent_std": np.zeros((clips, t, h, w, c), np.float32),
+            "latent_std": np.zeros((clips, t, h, w, c), np.float16),
             "text_emb": normal(tokens, self.model_config["text_width"]),
             "text_mask": np.ones((clips, tokens), bool),
             "mask": np.ones((clips, t), bool),

@@ -1,0 +1,139 @@
+"""One sample from a record, and batches from samples.
+
+A sample of a video is {"video": uint8 [T, H, W, 3], "text": str, "fps": float}; one of a latent has
+"latent", "latent_std" (float16 [t, h, w, c], the latter empty where the latent is a sample of its
+posterior), "text_emb" (float16 [L, E], true length) and "fps".
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from data_pipelines import buckets, records, transforms, video_io
+
+_LATENTS = ("latent", "latent_std")
+_FRAMES = 10  # purpose of random numbers: which frames
+
+
+def read_video(
+    record: Mapping,
+    bucket: buckets.Bucket,
+    frame_interval: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Decodes a clip of a record of kind video for its bucket, uint8 [T, H, W, 3].
+
+    Raises:
+        ValueError: If the clip cannot be decoded, naming it.
+    """
+    try:
+        frames = transforms.choose_frames(
+            int(record["num_frames"]), bucket.num_frames, frame_interval, rng
+        )
+        video_THWC = video_io.decode(record["video"], frames.tolist())
+    except ValueError as error:
+        raise ValueError(f"clip {record['id']!r}: {error}") from error
+    return transforms.fit(video_THWC, bucket.height, bucket.width)
+
+
+class Samples:
+    """Makes samples, in this process or in a worker.
+
+    Args:
+        reader: The records.
+        frame_interval: Every how many frames one is taken.
+        seed: Of the choice of frames.
+        cache_bytes: Memory for latents, kept after they are first read.
+    """
+
+    def __init__(self, reader: records.Reader, frame_interval: int, seed: int, cache_bytes: int):
+        self.reader, self.frame_interval, self.seed = reader, frame_interval, seed
+        self._cache: dict[int, dict] = {}
+        self._cache_left, self._cache_lock = cache_bytes, threading.Lock()
+        self._local = threading.local()
+
+    def __call__(self, task: tuple[int, buckets.Bucket, int, int]) -> dict:
+        """Returns the sample of (row, bucket, step, slot).
+
+        The arrays of a latent may be overwritten by the next call in the same thread.
+
+        Raises:
+            ValueError: If the record is damaged or cannot be decoded, naming it.
+        """
+        row, bucket, step, slot = task
+        if self.reader.kind == "latent":
+            return self._latent(row)
+        record = self.reader[row]
+        rng = np.random.default_rng((self.seed, step, slot, row, _FRAMES))
+        rate = transforms.clip_fps(record["fps"], bucket.num_frames, self.frame_interval)
+        video_THWC = read_video(record, bucket, self.frame_interval, rng)
+        return {"video": video_THWC, "text": record["text"], "fps": rate}
+
+    def _latent(self, row: int) -> dict:
+        """A sample, from memory if it was read before and there was room."""
+        if row in self._cache:
+            return self._cache[row]
+        size = int(self.reader.index["size"][row])
+        num_bytes = size + 1000  # of Python's own
+        with self._cache_lock:
+            is_kept = num_bytes <= self._cache_left
+            self._cache_left -= num_bytes * is_kept
+        buffer = None if is_kept else self._buffer(size)
+        record = records.decode("latent", self.reader.content(row, buffer))
+        sample = {k: record[k] for k in ("latent", "latent_std", "text_emb", "fps")}
+        if is_kept:
+            self._cache[row] = sample
+        return sample
+
+    def _buffer(self, size: int) -> np.ndarray:
+        """Memory of this thread, used again for each record: new memory costs more than reading."""
+        if len(getattr(self._local, "buffer", b"")) < size:
+            self._local.buffer = np.empty(size, np.uint8)
+        return self._local.buffer
+
+
+def make_worker(
+    folder: str, frame_interval: int, seed: int, cache_bytes: int
+) -> Callable[[tuple], dict]:
+    """Returns the function of a child process: task -> sample; see `Samples`."""
+    return Samples(records.Reader(folder), frame_interval, seed, cache_bytes)
+
+
+def stack_videos(samples: Sequence[Mapping], tokenize, text_tokens: int) -> dict[str, np.ndarray]:
+    """Returns `video`, `fps` and, with a tokenizer, `text_ids` and `text_mask`; see `loader`."""
+    fps_B = np.array([sample["fps"] for sample in samples], np.float32)
+    batch = {"video": np.stack([sample["video"] for sample in samples]), "fps": fps_B}
+    if tokenize is None:
+        return batch
+    ids_BL, mask_BL = tokenize([sample["text"] for sample in samples])
+    if ids_BL.shape[1] != text_tokens:
+        raise ValueError(
+            f"the tokenizer gives {ids_BL.shape[1]} tokens a text, but text_tokens={text_tokens}: "
+            "give both the same length."
+        )
+    return batch | {"text_ids": ids_BL, "text_mask": mask_BL}
+
+
+def stack_latents(samples: Iterable[Mapping], size: int, text_tokens: int) -> dict[str, np.ndarray]:
+    """Returns `latent`, `latent_std`, `text_emb`, `text_mask` and `fps`; see `loader`.
+
+    Each array is copied once, from its record to its place in the batch, and stays float16:
+    widening on the device is exact, and there are half as many bytes to move.
+    """
+    batch: dict[str, np.ndarray] = {}
+    for i, sample in enumerate(samples):  # made one by one, so that each is still in the cache
+        text_emb_LE = sample["text_emb"]
+        length, width = text_emb_LE.shape
+        if not batch:
+            # zeros that nothing is written to cost nothing
+            batch = {k: np.zeros((size, *sample["latent"].shape), np.float16) for k in _LATENTS}
+            batch["text_emb"] = np.zeros((size, text_tokens, width), np.float16)
+            batch["text_mask"] = np.zeros((size, text_tokens), bool)
+            batch["fps"] = np.zeros(size, np.float32)
+        batch["latent"][i], batch["fps"][i] = sample["latent"], sample["fps"]
+        if sample["latent_std"].size:
+            batch["latent_std"][i] = sample["latent_std"]
+        batch["text_emb"][i, :length] = text_emb_LE
+        batch["text_mask"][i, :length] = True
+    return batch
