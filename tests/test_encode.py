@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import buckets, loader, records
+from data_pipelines import batches, buckets, builder, loader, records, video_io
 from tests import toy_training as toy
-from vidgen import encode, encoders
+from vidgen import decode_check, encode, encoders
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,16 @@ def shards(root):
 
 
 @pytest.fixture(scope="module")
-def latents(config, shards, root):
+def encode_batch(models, frozen):
+    """The encoders, compiled once for all tests."""
+    return encode._make_encode_batch(models, frozen)
+
+
+@pytest.fixture(scope="module")
+def latents(config, shards, root, encode_batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "SHARD_CLIPS", 8)
+        patch.setattr(encode, "_make_encode_batch", lambda *_: encode_batch)
         meta = encode.encode(config, str(shards), str(root / "latents"))
     assert (meta["kind"], meta["num_records"], meta["left_out"]) == ("latent", 36, 0)
     assert len(meta["shards"]) == 5
@@ -54,7 +61,7 @@ def clip_of(row, config, shards):
     facts = (record[name] for name in ("num_frames", "height", "width"))
     bucket = table.assign(*facts, row=row, epoch=0, seed=config.seed)
     rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
-    return record, bucket, loader.read_video(record, bucket, 1, rng)[None]
+    return record, bucket, batches.read_video(record, bucket, 1, rng)[None]
 
 
 @pytest.mark.parametrize("row", [0, 11, 23, 35])
@@ -145,7 +152,7 @@ def no_models(models, frozen):
     "source, table, message",
     [
         ("latents", {"32": {"17": (1.0, 2)}}, "holds latent shards already: give shards of videos"),
-        ("shards", {"32": {"51": (1.0, 2)}}, "none of the 36 clips of .* fits a bucket"),
+        ("shards", {"32": {"102": (1.0, 2)}}, "none of the 36 clips of .* fits a bucket"),
         ("shards", {"32": {"16": (1.0, 2)}}, "frames=16 does not fit the VAE"),
         ("none", {"32": {"17": (1.0, 2)}}, "no finished data set"),
     ],
@@ -162,3 +169,97 @@ def test_the_command_refuses_in_one_message(latents, root, config):
     command = toy.encode(latents, root / "new", config.vae.weights)
     err = toy.run(command, expect=80)
     assert "holds latent shards already" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("order", [(0, 1), (2, 0, 3, 1)])
+def test_processes_share_the_shards(order, config, shards, latents, encode_batch, root):
+    out = root / f"latents-{len(order)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "SHARD_CLIPS", 8)
+        patch.setattr(encode, "_make_encode_batch", lambda *_: encode_batch)
+        run = lambda i: encode.encode(
+            config, str(shards), str(out), process_index=i, process_count=len(order)
+        )
+        for index in order[:-1]:
+            assert run(index) is None and not out.exists()
+        assert run(order[0]) is None  # has nothing left to do
+        meta = run(order[-1])
+        assert meta == run(0)
+    assert contents(out) == contents(latents)
+    with pytest.raises(ValueError, match=r"process_index=2 is not in 0\.\.1"):
+        encode.encode(config, str(shards), str(out), process_index=2, process_count=2)
+
+
+TWO_RESOLUTIONS = {"32": {"17": (0.5, 4)}, "16": {"17": (0.7, 4), "1": (1.0, 4)}}
+
+
+def test_latents_of_every_bucket_are_drawn_like_the_videos(config, shards, root, monkeypatch):
+    monkeypatch.setattr(encode, "_make_encode_batch", no_models)
+    config = config.copy_and_resolve_references()
+    config.data.buckets = TWO_RESOLUTIONS
+    out = str(root / "every")
+    meta = encode.encode(config, str(shards), out, every_bucket=True)
+    assert (meta["num_records"], meta["buckets"], meta["left_out"]) == (24 * 2 + 12, "all", 0)
+    settings = {"buckets": encoders.bucket_table(config), "seed": 3, "text_tokens": 72}
+    video = loader.Loader(str(shards), **settings)
+    latent = loader.Loader(out, **settings, time_stride=2)
+    both = [(made, made.reader.index["id"]) for made in (video, latent)]
+    for step in range(40):
+        assert video.bucket(step) == latent.bucket(step)
+        one, two = (index[made.rows(step)].tolist() for made, index in both)
+        assert one == two
+    assert video.epoch(39) == latent.epoch(39) >= 3
+    settings["buckets"]["32"][9] = (1.0, 4)  # the clips that are not considered at 17
+    settings["buckets"]["32"][17] = ((0.5, 0.5), 4)
+    with pytest.raises(ValueError, match="not for bucket 32/9/.*encode the clips again"):
+        loader.Loader(out, **settings, time_stride=2)
+
+
+def test_a_sample_is_one_draw_of_the_posterior(config, shards, latents, root, encode_batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "_make_encode_batch", lambda *_: encode_batch)
+        encode.encode(config, str(shards), str(root / "sampled"), sampled=True)
+    sampled, whole = records.Reader(root / "sampled"), records.Reader(latents)
+    for row in (0, 17, 35):
+        one, other = sampled[row], whole[row]
+        assert one["latent_std"].size == 0 and one["id"] == other["id"]
+        noise = (one["latent"].astype(float) - other["latent"]) / other["latent_std"]
+        assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2
+    table = encoders.bucket_table(config)
+    batch = loader.Loader(
+        root / "sampled", buckets=table, seed=0, text_tokens=72, time_stride=2
+    ).batch(0)
+    assert batch["latent_std"].shape == batch["latent"].shape and not batch["latent_std"].any()
+
+
+def test_damaged_clips_are_left_out_up_to_a_limit(config, shards, root, monkeypatch):
+    monkeypatch.setattr(encode, "_make_encode_batch", no_models)
+    reader = records.Reader(shards)
+    clips = [reader[row] for row in range(36)]
+    clips[5]["video"] = clips[5]["video"][:-100]
+    builder.write_shards(root / "hurt", "video", 1, lambda _: iter(clips), key="")
+    with pytest.raises(RuntimeError, match=f"1 of 36 records .*{clips[5]['id']}"):
+        encode.encode(config, str(root / "hurt"), str(root / "from-hurt"))
+    monkeypatch.setattr(encode, "_BAD_LIMIT", 0.05)
+    meta = encode.encode(config, str(root / "hurt"), str(root / "from-hurt"))
+    assert meta["num_records"] == 35
+    ids = records.Reader(root / "from-hurt").index["id"].tolist()
+    assert ids == [clip["id"] for row, clip in enumerate(clips) if row != 5]
+
+
+def test_a_check_decodes_samples_beside_their_originals(config, shards, latents):
+    found = decode_check.check(config, str(shards), str(latents), 3)
+    reader, files = records.Reader(shards), sorted((latents.parent / "latents.check").iterdir())
+    assert [name for name, _, _ in found] == [reader[row]["id"] for row in (0, 18, 35)]
+    for file, (_, _, value), row in zip(files, found, (0, 18, 35), strict=True):
+        _, bucket, video_1THWC = clip_of(row, config, shards)
+        shown = video_io.decode(file.read_bytes(), list(range(bucket.num_frames)))
+        original, decoded = np.split(shown, 2, axis=2)
+        assert psnr(original, video_1THWC[0]) > 25  # the file is compressed
+        assert abs(psnr(decoded, original) - value) < 1
+
+
+def test_the_command_fails_below_the_least_psnr(config, shards, latents):
+    command = toy.encode(shards, latents, config.vae.weights, "--check=2", "--min_psnr=99")
+    err = toy.run(command, expect=1, HOOK_SHARD_CLIPS="8")
+    assert "dB, less than --min_psnr=99" in err

@@ -158,9 +158,27 @@ def test_encode_goes_on_where_it_was_killed(shards, vae, latents, root):
     work = out.with_name(out.name + ".work") / "shards"
     times = lambda: {path.name: path.stat().st_mtime_ns for path in work.glob("*.json")}
     finished = times()
-    code, err = toy.kill(toy.start(command, **hook), lambda: len(times()) > len(finished))
+    is_further = lambda: len(times()) > len(finished)
+    code, err = toy.kill(toy.start(command, **hook), is_further, signal.SIGTERM)
+    assert (code == runtime.EXIT_PREEMPTED and not out.exists()) or code == 0, err
     assert code == 0 or times().items() > finished.items()  # what was done is not made again
     toy.run(command, **hook)
+    assert contents(out) == contents(latents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_four_processes_of_encode_that_are_killed_leave_no_trace(seed, shards, vae, latents, root):
+    out, rng, hook = root / f"four-{seed}", np.random.default_rng(seed), {"HOOK_SHARD_CLIPS": "8"}
+    places = [("--process_count=4", f"--process_index={i}") for i in range(4)]
+    start = lambda place: toy.start(toy.encode(shards, out, vae, *place), **hook)
+    for _ in range(2):
+        end = time.monotonic() + rng.uniform(2, 12)
+        for process in [start(place) for place in places]:
+            toy.kill(process, lambda end=end: time.monotonic() > end)
+    for process in [start(place) for place in places]:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
     assert contents(out) == contents(latents)
 
 

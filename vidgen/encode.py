@@ -4,73 +4,144 @@
     --out=outputs/latents
 
 Uses the VAE, the text encoder and the buckets of the config. Each clip goes to one bucket, by the
-rule of the loader's first epoch. Stopped at any moment and started again, it makes only what is
+rule of the loader's first epoch, or with --buckets=all to each that it fits, from which the loader
+then draws anew in each epoch. Stopped at any moment and started again, it makes only what is
 missing, and gives the same bytes.
+
+Many processes share the work when each is told its number: --process_index and --process_count, or
+VIDGEN_PROCESS and VIDGEN_PROCESSES as for training. They need a common folder, but do not talk:
+each makes its own shards, the last one finishes, and where one dies the others go on.
+
+--check=N decodes N samples back to mp4 files beside their originals, in OUT.check, and prints their
+PSNR.
 """
 
 import collections
-import functools
+import concurrent.futures
+import contextlib
 import hashlib
+import io
 import json
+import os
 
 import jax
 import numpy as np
+import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets, builder, loader, records, transforms
-from vidgen import command_line, encoders, runtime
+from data_pipelines import (
+    assignment,
+    batches,
+    buckets,
+    builder,
+    reads,
+    records,
+    transforms,
+)
+from vidgen import command_line, decode_check, encoders, runtime
 
 SHARD_CLIPS = 512
 BATCH_CLIPS = 16  # encoded at once
 _FORMAT = 1  # raise it when equal inputs give other latents
-FRAMES_PURPOSE = 20  # of random numbers: which frames
+FRAMES_PURPOSE = decode_check.FRAMES_PURPOSE
+_NOISE_PURPOSE = 21  # of random numbers: samples of latents
+_BAD_LIMIT = 0.01  # share of clips that may turn out to be damaged
+_READERS = min(8, os.cpu_count() or 1)  # threads that decode the next batch
 
 
-def encode(config, source: str, out: str) -> dict:
-    """Makes the latent shards `out` of the video shards `source`, and returns their meta.json.
+def encode(
+    config,
+    source: str,
+    out: str,
+    *,
+    every_bucket: bool = False,
+    sampled: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict | None:
+    """Makes the latent shards `out` of the video shards `source`.
+
+    Args:
+        config: The experiment.
+        source: Folder or URL of video shards.
+        out: Folder to make.
+        every_bucket: Each clip goes to every bucket that it fits, not to one.
+        sampled: Latents are drawn from their posterior once, and not kept as mean and deviation.
+        process_index: Which of the processes that share the work this one is.
+        process_count: How many there are.
+
+    Returns:
+        The data set's meta.json, or None while other processes have shards to make.
 
     Raises:
         ValueError: If the source holds no videos, no clip fits a bucket, or `out` holds something
             else.
+        RuntimeError: If more than one in a hundred clips turns out to be damaged.
+        SystemExit: If the process was asked to stop.
     """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} is not in 0..{process_count - 1}.")
     models = encoders.Encoders(config)
     reader = records.Reader(source)
     if reader.kind != "video":
         raise ValueError(f"{source} holds {reader.kind} shards already: give shards of videos.")
     table = buckets.Table(encoders.bucket_table(config), None, config.data.frame_interval)
-    assigned = _assign(reader, table, config.seed)
+    assigned = (_assign_all if every_bucket else _assign)(reader, table, config.seed)
     if not assigned:
         raise ValueError(
             f"none of the {len(reader)} clips of {source} fits a bucket of the config: a clip "
             "has to be longer than the bucket and have 80% of its resolution's pixels."
         )
     frozen = models.load()
+    key = _key(config, reader, frozen, every_bucket, sampled)
+    if meta := builder.finished(out, key):
+        return meta
     encode_batch = _make_encode_batch(models, frozen)
-    make_shard = functools.partial(
-        _make_shard, reader, assigned, encode_batch, models.tokenize, config
-    )
-    return builder.write_shards(
-        out,
-        "latent",
-        -(-len(assigned) // SHARD_CLIPS),
-        make_shard,
-        key=_key(config, reader, frozen),
-        extra={"source": reader.meta["fingerprint"], "left_out": len(reader) - len(assigned)},
-    )
+    clips = _Clips(reader, config, models.tokenize, encode_batch, sampled)
+    num_shards = -(-len(assigned) // SHARD_CLIPS)
+    work = builder.start(out, "latent", num_shards, key=key)
+    mine = range(process_index, num_shards, process_count)
+    todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
+    progress = {"total": len(mine), "initial": len(mine) - len(todo)}
+    for number in tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress):
+        part = assigned[number * SHARD_CLIPS : (number + 1) * SHARD_CLIPS]
+        builder.write_shard(work, "latent", number, num_shards, clips.encode(part))
+    left_out = len(reader) - len({row for row, _ in assigned})
+    extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
+    if every_bucket:
+        extra["buckets"] = "all"
+        columns = io.BytesIO()
+        np.savez(columns, **{k: reader.index[k] for k in ("id", "num_frames", "height", "width")})
+        files[assignment.CLIPS] = columns.getvalue()
+    with contextlib.suppress(builder.Unfinished):
+        return builder.finish(out, "latent", num_shards, key=key, extra=extra, files=files)
+    return None
 
 
 def _assign(reader, table, seed):
     """[(row, bucket)] of the clips that have one."""
-    facts = (reader.index[name].tolist() for name in ("num_frames", "height", "width"))
     both = (
         (row, table.assign(*fact, row=row, epoch=0, seed=seed))
-        for row, fact in enumerate(zip(*facts, strict=True))
+        for row, fact in enumerate(_sizes(reader))
     )
     return [(row, bucket) for row, bucket in both if bucket is not None]
 
 
-def _key(config, reader, frozen) -> str:
+def _assign_all(reader, table, seed):
+    """[(row, bucket)] of every bucket that a clip could be given in some epoch."""
+    return [
+        (row, bucket) for row, fact in enumerate(_sizes(reader)) for bucket in table.fitting(*fact)
+    ]
+
+
+def _sizes(reader):
+    """(num_frames, height, width) of each clip."""
+    facts = (reader.index[name].tolist() for name in ("num_frames", "height", "width"))
+    return zip(*facts, strict=True)
+
+
+def _key(config, reader, frozen, every_bucket, sampled) -> str:
     """Names everything that the latents depend on."""
     facts = {
         "format": _FORMAT,
@@ -80,6 +151,8 @@ def _key(config, reader, frozen) -> str:
         "buckets": config.data.buckets.to_dict(),
         "seed": config.seed,
         "weights": [hashlib.sha256(np.asarray(x)).hexdigest() for x in jax.tree.leaves(frozen)],
+        "every_bucket": every_bucket,
+        "sampled": sampled,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -95,67 +168,128 @@ def _make_encode_batch(models, frozen):
     return lambda *arrays: jax.device_get(run(frozen, *arrays))
 
 
-def _make_shard(reader, assigned, encode_batch, tokenize, config, number: int):
-    """Yields the records of a shard, in the order of their rows."""
-    part = assigned[number * SHARD_CLIPS : (number + 1) * SHARD_CLIPS]
-    by_bucket = collections.defaultdict(list)
-    for row, bucket in part:
-        by_bucket[bucket].append(row)
-    made = {}
-    for bucket, rows in by_bucket.items():
-        for start in range(0, len(rows), BATCH_CLIPS):
-            some = rows[start : start + BATCH_CLIPS]
-            made |= _encode_rows(reader, bucket, some, encode_batch, tokenize, config)
-    for row, _ in part:
-        yield made[row]
+class _Clips:
+    """Encodes clips by their rows."""
 
+    def __init__(self, reader, config, tokenize, encode_batch, sampled: bool):
+        self.reader, self.config, self.tokenize = reader, config, tokenize
+        self.encode_batch, self.sampled = encode_batch, sampled
+        self.bad = reads.BadRecords(len(reader), _BAD_LIMIT, str(reader.folder))
 
-def _encode_rows(reader, bucket, rows, encode_batch, tokenize, config) -> dict[int, dict]:
-    clips = [reader[row] for row in rows]
-    rng = lambda row: np.random.default_rng((config.seed, row, FRAMES_PURPOSE))
-    interval = config.data.frame_interval
-    videos = [
-        loader.read_video(clip, bucket, interval, rng(row))
-        for clip, row in zip(clips, rows, strict=True)
-    ]
-    padding = BATCH_CLIPS - len(rows)  # one shape, one program
-    video_BTHWC = np.stack(videos + videos[-1:] * padding)
-    ids_BL, mask_BL = tokenize([clip["text"] for clip in clips + clips[-1:] * padding])
-    mean_Bthwc, std_Bthwc, text_BLE = encode_batch(video_BTHWC, ids_BL, mask_BL)
-    return {
-        row: {
-            "id": clip["id"],
-            "text": clip["text"],
-            "fps": transforms.clip_fps(clip["fps"], bucket.num_frames, interval),
-            "num_frames": bucket.num_frames,
-            "height": bucket.height,
-            "width": bucket.width,
-            "resolution": bucket.resolution,
-            "aspect": bucket.aspect,
-            "latent": mean_Bthwc[i].astype(np.float16),
-            "latent_std": std_Bthwc[i].astype(np.float16),
-            "text_emb": text_BLE[i, : mask_BL[i].sum()].astype(np.float16),
-        }
-        for i, (row, clip) in enumerate(zip(rows, clips, strict=True))
-    }
+    def encode(self, part):
+        """Yields the records of [(row, bucket)] in this order, damaged clips left out."""
+        by_bucket = collections.defaultdict(list)
+        for row, bucket in part:
+            by_bucket[bucket].append(row)
+        todo = [
+            (bucket, rows[start : start + BATCH_CLIPS])
+            for bucket, rows in by_bucket.items()
+            for start in range(0, len(rows), BATCH_CLIPS)
+        ]
+        made: dict = {}
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+            read = lambda bucket, rows: [pool.submit(self._read, row, bucket) for row in rows]
+            ahead = read(*todo[0])
+            for i, (bucket, rows) in enumerate(todo):
+                clips = [future.result() for future in ahead]
+                ahead = read(*todo[i + 1]) if i + 1 < len(todo) else []
+                if runtime.should_stop():
+                    pool.shutdown(cancel_futures=True)
+                    raise SystemExit(runtime.EXIT_PREEMPTED)
+                found = [(row, *clip) for row, clip in zip(rows, clips, strict=True) if clip]
+                if found:
+                    made |= self._encode_batch(bucket, found)
+        for pair in part:
+            if pair in made:
+                yield made[pair]
+
+    def _read(self, row, bucket):
+        """(record, pixels) of a clip, or None where it is damaged."""
+        rng = np.random.default_rng((self.config.seed, row, FRAMES_PURPOSE))
+        try:
+            record = self.reader[row]
+            interval = self.config.data.frame_interval
+            return record, batches.read_video(record, bucket, interval, rng)
+        except ValueError as error:
+            self.bad.add(row, str(error))
+            return None
+
+    def _encode_batch(self, bucket, found) -> dict[tuple, dict]:
+        padded = found + found[-1:] * (BATCH_CLIPS - len(found))  # one shape, one program
+        video_BTHWC = np.stack([video_THWC for _, _, video_THWC in padded])
+        ids_BL, mask_BL = self.tokenize([record["text"] for _, record, _ in padded])
+        mean_Bthwc, std_Bthwc, text_BLE = self.encode_batch(video_BTHWC, ids_BL, mask_BL)
+        interval = self.config.data.frame_interval
+        made = {}
+        for i, (row, record, _) in enumerate(found):
+            latent, std = mean_Bthwc[i], std_Bthwc[i]
+            if self.sampled:
+                rng = np.random.default_rng((self.config.seed, row, _NOISE_PURPOSE))
+                latent = latent + std * rng.standard_normal(std.shape, np.float32)
+                std = std[:0]
+            made[row, bucket] = {
+                "id": record["id"],
+                "text": record["text"],
+                "fps": transforms.clip_fps(record["fps"], bucket.num_frames, interval),
+                "num_frames": bucket.num_frames,
+                "height": bucket.height,
+                "width": bucket.width,
+                "resolution": bucket.resolution,
+                "aspect": bucket.aspect,
+                "latent": latent.astype(np.float16),
+                "latent_std": std.astype(np.float16),
+                "text_emb": text_BLE[i, : mask_BL[i].sum()].astype(np.float16),
+            }
+        return made
 
 
 def define_flags() -> None:
     """Defines the command's flags; called once, so that others can import this module."""
     config_flags.DEFINE_config_file("config", None, "File of the experiment.")
-    flags.DEFINE_string("source", None, "Folder of video shards.")
+    flags.DEFINE_string("source", None, "Folder or URL of video shards.")
     flags.DEFINE_string("out", None, "Folder of latent shards to make.")
+    flags.DEFINE_enum("buckets", "one", ["one", "all"], "How many buckets a clip goes to.")
+    flags.DEFINE_enum(
+        "latents", "posterior", ["posterior", "sample"], "Mean and deviation, or one draw of them."
+    )
+    place, count = os.environ.get("VIDGEN_PROCESS", "0"), os.environ.get("VIDGEN_PROCESSES", "1")
+    flags.DEFINE_integer("process_index", place, "Which of the processes this is, from 0.")
+    flags.DEFINE_integer("process_count", count, "How many processes share the work.")
+    flags.DEFINE_integer("check", 0, "Samples to decode back to mp4.", lower_bound=0)
+    flags.DEFINE_float("min_psnr", None, "End with an error where a sample of --check has less.")
     flags.mark_flags_as_required(["config", "source", "out"])
 
 
 def main(argv) -> None:
     del argv
     runtime.end_on_error()
-    out = flags.FLAGS.out
+    runtime.take_signals()
+    values = flags.FLAGS
     with runtime.refusing():
-        meta = encode(flags.FLAGS.config, flags.FLAGS.source, out)
-    shards, left_out = len(meta["shards"]), meta["left_out"]
-    print(f"{out}: {meta['num_records']} clips in {shards} shards; left out: {left_out}")
+        meta = encode(
+            values.config,
+            values.source,
+            values.out,
+            every_bucket=values.buckets == "all",
+            sampled=values.latents == "sample",
+            process_index=values.process_index,
+            process_count=values.process_count,
+        )
+    if meta is None:
+        print(f"{values.out}: this process is done; others have shards to make.")
+        return
+    made, shards, left_out = meta["num_records"], len(meta["shards"]), meta["left_out"]
+    print(f"{values.out}: {made} clips in {shards} shards; left out: {left_out}")
+    if values.check:
+        found = decode_check.check(values.config, values.source, values.out, values.check)
+        for number, (name, bucket, psnr) in enumerate(found):
+            print(f"{values.out}.check/{number:03d}.mp4  {psnr:6.2f} dB  {bucket:>14}  {name}")
+        worst = min(psnr for _, _, psnr in found)
+        if values.min_psnr is not None and worst < values.min_psnr:
+            raise RuntimeError(
+                f"a sample comes back with {worst:.2f} dB, less than --min_psnr={values.min_psnr}: "
+                "the VAE does not fit these clips, or its weights are not those of the config."
+            )
 
 
 if __name__ == "__main__":
