@@ -31,7 +31,7 @@ class TextDetector:
         ValueError: If the file is no such model.
     """
 
-    def __init__(self, weights: str | os.PathLike, side: int = 736):
+    def __init__(self, weights: str | os.PathLike, side: int = 480):
         cv2 = _opencv()
         self.side = side
         try:
