@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 import av
 import numpy as np
 import tqdm
+from PIL import Image
 
 from data_pipelines import guard, media, video_io, workers
 from tests import valid_media
@@ -513,10 +514,15 @@ def cases(count: int, seed: int = 0, folder: str = "/nowhere") -> Iterator[Case]
             left -= 1
 
 
-def make_checker(memory_bytes: int = MEMORY_BYTES):
-    """Returns what a guarded child does with a file: check it, and say what it saw."""
+def make_checker(plain: bool = False):
+    """Returns what a guarded child does with a file: check it, and say what it saw.
+
+    Args:
+        plain: Decode with PyAV and PIL as they are, for comparison.
+    """
     valid_media.scene.cache_clear()
-    holds = guard.enter(memory_bytes)
+    holds = guard.enter(MEMORY_BYTES)
+    decode = _plain_check if plain else video_io.check
 
     def check(_, file) -> dict:
         pixels = hashlib.blake2b(digest_size=16)
@@ -536,7 +542,7 @@ def make_checker(memory_bytes: int = MEMORY_BYTES):
         seen = {"holds": sorted(holds)}
         start = time.thread_time()
         try:
-            facts = dataclasses.asdict(video_io.check(file, visit=visit))
+            facts = dataclasses.asdict(decode(file, visit=visit))
             seen |= {"status": "kept", "facts": facts, "pixels": pixels.hexdigest()}
         except media.MediaError as error:
             seen |= {"status": "refused", "reason": error.reason, "message": str(error)}
@@ -546,6 +552,22 @@ def make_checker(memory_bytes: int = MEMORY_BYTES):
         return seen | {"canary": canary, "peak": peak, "cpu": time.thread_time() - start}
 
     return check
+
+
+def _plain_check(file, visit) -> video_io.Probe:
+    """Decodes as most code does: whatever raises no error is taken."""
+    try:
+        if media.sniff(file.read(16)) in ("png", "jpeg", "webp"):
+            with Image.open(file) as image:
+                visit(0, image.convert("RGB"))
+                return video_io.Probe("image", "", 1, image.height, image.width, 0.0)
+        file.seek(0)
+        with av.open(file) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                visit(number, frame)
+            return video_io.Probe("video", "", number + 1, frame.height, frame.width, 0.0)
+    except Exception as error:
+        raise media.MediaError("damaged", str(error)) from error
 
 
 def _peak_bytes() -> int:
@@ -558,9 +580,16 @@ def _peak_bytes() -> int:
 
 
 def run(
-    count: int, seed: int = 0, num_workers: int = 2, deadline_seconds: float = DEADLINE_SECONDS
+    count: int,
+    seed: int = 0,
+    num_workers: int = 2,
+    deadline_seconds: float = DEADLINE_SECONDS,
+    plain: bool = False,
 ) -> dict:
-    """Checks a corpus and returns the report; `report["failures"]` has to be empty."""
+    """Checks a corpus and returns the report; `report["failures"]` has to be empty.
+
+    Unless `plain`: then most of it is wrong, and the shares of flagged files are for comparison.
+    """
     failures, tally = [], collections.defaultdict(collections.Counter)
     flips, reasons = collections.defaultdict(collections.Counter), collections.Counter()
     peak, slowest, holds = 0, (0.0, ""), []
@@ -570,6 +599,7 @@ def run(
         workers.Pool(
             num_workers,
             "tests.hostile:make_checker",
+            (plain,),
             deadline_seconds=deadline_seconds,
             memory_bytes=MEMORY_BYTES,
             max_calls=500,
@@ -714,6 +744,7 @@ def main():
     parser.add_argument("--count", type=int, default=3000, help="files to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count())
+    parser.add_argument("--plain", action="store_true", help="decode without our checks")
     parser.add_argument("--json", metavar="FILE", help="write the report there")
     args = parser.parse_args()
     if args.write:
@@ -723,7 +754,7 @@ def main():
         for number, case in enumerate(cases(args.count, args.seed, str(folder.resolve()))):
             _place(case, folder, number)
     if args.check:
-        report = run(args.check, args.seed, args.num_workers)
+        report = run(args.check, args.seed, args.num_workers, plain=args.plain)
         text = json.dumps(report, indent=1)
         if args.json:
             pathlib.Path(args.json).write_text(text + "\n")
