@@ -6,7 +6,6 @@ MiraData v1: a table of times in longer videos, and those videos where its own s
 
 import csv
 import dataclasses
-import io
 import json
 import pathlib
 import zipfile
@@ -56,6 +55,12 @@ def write_table(path: pathlib.Path, columns, rows) -> pathlib.Path:
     return path
 
 
+def write_zip(path: pathlib.Path, members: dict[str, bytes], kind: int = zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 def write_openvid(folder: pathlib.Path, clips: int = 6) -> DataSet:
     """Writes OpenVid-1M in small: parts 0 and 1 as zip files, part 2 in two pieces.
 
@@ -78,15 +83,13 @@ def write_openvid(folder: pathlib.Path, clips: int = 6) -> DataSet:
     parts[0]["not_in_the_table.mp4"] = next(iter(parts[0].values()))
     table = write_table(folder / "data/train/OpenVid-1M.csv", OPENVID_COLUMNS, rows)
     for number, members in enumerate(parts):
-        buffer = io.BytesIO()
-        kind = zipfile.ZIP_STORED if number == 0 else zipfile.ZIP_DEFLATED
-        with zipfile.ZipFile(buffer, "w", kind) as archive:
-            for name, content in members.items():  # some parts keep their members in a folder
-                archive.writestr(f"part{number}/{name}" if number else name, content)
-        content = buffer.getvalue()
-        if number < 2:
-            (folder / f"OpenVid_part{number}.zip").write_bytes(content)
-        else:
+        if number:  # some parts keep their members in a folder
+            members = {f"part{number}/{name}": content for name, content in members.items()}
+        path = folder / f"OpenVid_part{number}.zip"
+        write_zip(path, members, zipfile.ZIP_DEFLATED if number else zipfile.ZIP_STORED)
+        if number == 2:
+            content = path.read_bytes()
+            path.unlink()
             half = len(content) // 2
             (folder / f"OpenVid_part{number}_partaa").write_bytes(content[:half])
             (folder / f"OpenVid_part{number}_partab").write_bytes(content[half:])

