@@ -54,7 +54,7 @@ def read_buckets(config: str | None, table: str | None) -> page.Buckets | None:
                 f"--buckets={table} is no bucket table ({error}): give JSON such as "
                 '{"240p": {"51": [1.0, 8]}}, or a file that holds it.'
             ) from error
-        name, interval, seed = "buckets" if is_inline else pathlib.Path(table).name, 1, 0
+        name, interval, seed = "the table given" if is_inline else pathlib.Path(table).name, 1, 0
     else:
         return None
     if not any(entries.values()):

@@ -59,37 +59,42 @@ def make(task: Task, file: BinaryIO | None = None) -> Preview:
         file: The open file, where the task holds no bytes.
     """
     try:
-        source = file or task.source
-        head = video_io.probe(source)
-        step = math.ceil(head.fps / MAX_FPS)  # every so many frames: even motion
-        first = round(task.start * head.fps)
-        last = first + round(min(SECONDS, (task.end or math.inf) - task.start) * head.fps)
-        size, to_rgb, images = _fit(head.width, head.height), VideoReformatter(), []
-
-        def visit(number: int, frame):
-            if isinstance(frame, Image.Image):
-                images.append(np.asarray(frame.resize(size, Image.Resampling.BOX)))
-            elif number >= max(last, first + 1):
-                raise _Enough
-            elif number >= first and (number - first) % step == 0:
-                small = to_rgb.reformat(frame, *size, "rgb24", threads=1)
-                images.append(small.to_ndarray())
-
-        note = ""
-        try:
-            video_io.check(source, visit=visit)
-        except _Enough:
-            pass
-        except video_io.MediaError as error:
-            note = error.reason
+        return _make(file or task.source, task)
     except video_io.MediaError as error:
         return Preview(note=error.reason)
     except MemoryError:
         return Preview(note="too large")
     except Exception as error:  # a decoder's own bug must not end the page
         return Preview(note=f"decoder error: {type(error).__name__}")
+
+
+def _make(source: bytes | BinaryIO, task: Task) -> Preview:
+    head = video_io.probe(source)
+    step = math.ceil(head.fps / MAX_FPS)  # every so many frames: even motion
+    first = round(task.start * head.fps)
+    last = first + round(min(SECONDS, (task.end or math.inf) - task.start) * head.fps)
+    reduce, to_rgb, images = VideoReformatter(), VideoReformatter(), []
+
+    def visit(number: int, frame):
+        width, height = _fit(frame.width, frame.height)
+        if isinstance(frame, Image.Image):
+            images.append(np.asarray(frame.resize((width, height), Image.Resampling.BOX)))
+        elif number >= max(last, first + 1):
+            raise _Enough
+        elif number >= first and (number - first) % step == 0:
+            alpha = any(component.is_alpha for component in frame.format.components)
+            small = reduce.reformat(frame, width, height, "rgba" if alpha else "rgb24", threads=1)
+            images.append(video_io.to_rgb(small, to_rgb))  # turned as it is shown
+
+    note = "too short"
+    try:
+        video_io.check(source, visit=visit)
+    except _Enough:
+        pass
+    except video_io.MediaError as error:
+        note = error.reason
     if not images:
-        return Preview(note=note or "too short")
+        return Preview(note=note)
     poster = io.BytesIO()
     Image.fromarray(images[len(images) // 3]).save(poster, "WEBP", quality=70, method=4)
     motion = b""

@@ -18,6 +18,17 @@
     return Math.max(0, Math.min(bins - 1, Math.floor(share * bins)));
   };
 
+  // The bin of every row; what was loaded since the last call is added.
+  const NONE = 255;
+  const binned = (number, loaded) => {
+    const { values } = number, bins = (number.places ??= new Uint8Array(values.length).fill(NONE));
+    for (let row = number.binned ?? 0; row < loaded; row++) {
+      if (values[row] === values[row]) bins[row] = bin(number, values[row]);
+    }
+    number.binned = loaded;
+    return bins;
+  };
+
   // Every filter marks the rows that it refuses. A row that one filter alone refuses still counts
   // in that filter's own histogram or list: so it can be opened again.
   const apply = () => {
@@ -44,23 +55,17 @@
       if (row < loaded && !refused[row]) rows[shown++] = row;
     }
     result.rows = rows.subarray(0, shown);
-    const counter = (name, size, place) => {
+    const tally = (name, size, places) => {   // places: a small number a row, NONE: not counted
       const counts = new Uint32Array(size), own = Math.max(filters.indexOf(name), 0);
       for (let row = 0; row < loaded; row++) {
-        if (!refused[row] || (own && refused[row] === 1 && by[row] === own)) {
-          const at = place(row);
-          if (at >= 0) counts[at]++;
-        }
+        const place = places[row];
+        if (place < size && (!refused[row] || (refused[row] === 1 && own && by[row] === own))) counts[place]++;
       }
       return counts;
     };
-    for (const { name, words, codes } of labels) {
-      result.labels[name] = counter(name, words.length, (row) => codes[row]);
-    }
+    for (const { name, words, codes } of labels) result.labels[name] = tally(name, words.length, codes);
     for (const number of numbers) {
-      const { values } = number;
-      result.numbers[number.name] = counter(number.name, browse.manifest.bins,
-        (row) => (values[row] === values[row] ? bin(number, values[row]) : -1));
+      result.numbers[number.name] = tally(number.name, browse.manifest.bins, binned(number, loaded));
     }
     for (const listener of listeners) listener();
   };
@@ -144,6 +149,17 @@
     changed();
   };
 
+  // Reads all texts ahead: who puts the cursor into the search will search.
+  let warmed = false;
+  const warm = async () => {
+    if (warmed) return;
+    warmed = true;
+    const chunks = Math.ceil(browse.manifest.count / browse.manifest.text_rows);
+    try {
+      for (let chunk = 0; chunk < chunks; chunk++) await browse.loadText(chunk);
+    } catch (error) { browse.trouble(error); }
+  };
+
   const toggleLabel = (name, code, only = false) => {
     const codes = only ? new Set() : new Set(state.labels[name]);
     if (!codes.delete(code)) codes.add(code);
@@ -194,7 +210,7 @@
   };
 
   browse.filters = {
-    state, result, apply, changed, search, toggleLabel, setRange, setSort, clear, toHash, fromHash, bin,
+    state, result, apply, changed, search, warm, toggleLabel, setRange, setSort, clear, toHash, fromHash,
     progress: () => searched, listen: (f) => listeners.push(f),
   };
 })();

@@ -1,6 +1,6 @@
 "use strict";
 // The clips in sight, and no others: cards are taken again as the page scrolls, their texts and
-// posters come when scrolling rests, and one video element plays the clip under the pointer.
+// posters come when scrolling is slow, and one video element plays the clip under the pointer.
 
 (() => {
   const { el, quote, count, value, word } = browse.tools;
@@ -56,7 +56,9 @@
   };
 
   const fill = (card, row) => {
+    if (card.row === row && card.sort === state.sort && card.hasText && card.hasPoster) return;
     if (card.row !== row) { stop(card); card.row = row; card.hasText = card.hasPoster = false; }
+    card.sort = state.sort;
     const { kept, text } = verdict(row);
     card.mark.replaceChildren(quote(text));
     card.mark.className = kept ? "mark good" : "mark bad";
@@ -90,7 +92,7 @@
     return all > MAX_HEIGHT ? (all - height) / (MAX_HEIGHT - height) : 1;
   };
 
-  let rest = 0;
+  let looking = 0;
   const render = () => {
     const rows = result.rows, scroll = view.scrollTop * ratio(), height = view.clientHeight;
     const first = Math.max(0, (Math.floor(scroll / rowHeight) - OVERSCAN) * columns);
@@ -116,21 +118,34 @@
       card.place = place;
       const x = GAP + (place % columns) * (cardWidth + GAP);
       const y = GAP + Math.floor(place / columns) * rowHeight + shift;
-      card.root.style.transform = `translate(${x}px,${y}px)`;
-      card.root.setAttribute("aria-posinset", place + 1);
-      card.root.setAttribute("aria-setsize", rows.length);
-      card.root.tabIndex = place === focused ? 0 : -1;
+      const at = `translate(${x}px,${y}px)`;
+      if (card.at !== at) card.root.style.transform = card.at = at;
+      if (card.named !== place || card.of !== rows.length) {
+        [card.named, card.of] = [place, rows.length];
+        card.root.setAttribute("aria-posinset", place + 1);
+        card.root.setAttribute("aria-setsize", rows.length);
+      }
+      const tabIndex = place === focused ? 0 : -1;
+      if (card.root.tabIndex !== tabIndex) card.root.tabIndex = tabIndex;
       fill(card, rows[place]);
     }
     if (!cards.has(focused)) {
       const card = cards.get(Math.min(first + columns, rows.length - 1));
       if (card) card.root.tabIndex = 0;
     }
-    clearTimeout(rest);
-    rest = setTimeout(fetchSeen, 60);
+    if (!looking) looking = setTimeout(look, 60);
   };
 
-  // Texts and posters of what is in sight, once scrolling rests; each arrival fills its cards.
+  // What flies past is not loaded: only what moves by less than a screen between two looks.
+  let lastTop = 0;
+  const look = () => {
+    const moved = Math.abs(view.scrollTop - lastTop);
+    [looking, lastTop] = [0, view.scrollTop];
+    if (moved < view.clientHeight) fetchSeen();
+    else looking = setTimeout(look, 60);
+  };
+
+  // Texts and posters of what is in sight; each arrival fills its cards.
   const fetchSeen = () => {
     const again = () => schedule();
     const rows = [...cards.values()].map((card) => card.row);
@@ -227,7 +242,6 @@
     if (hash !== before) { view.scrollTop = 0; focused = 0; before = hash; }
     document.querySelector("#empty").hidden = result.rows.length > 0 || browse.loaded < browse.manifest.count;
     sheet.style.height = `${Math.min(total(), MAX_HEIGHT)}px`;
-    for (const card of cards.values()) card.facts.textContent = "";
     render();
   };
   const start = () => {

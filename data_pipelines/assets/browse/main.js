@@ -37,6 +37,7 @@
 
   const connect = () => {
     const search = at("#search"), sort = at("#sort"), direction = at("#direction");
+    search.addEventListener("focus", browse.filters.warm);
     search.addEventListener("input", () => browse.filters.search(search.value));
     search.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { search.value = ""; browse.filters.search(""); browse.grid.focus(); }

@@ -41,7 +41,8 @@
   };
 
   const histogram = (number) => {
-    const canvas = el("canvas", { "aria-hidden": "true" });
+    const canvas = el("canvas", { "aria-hidden": "true",
+      title: "Strong: the clips shown. Faint: all clips. Each to its own height. Drag for a range." });
     const input = (place, name) => el("input", {
       type: "text", inputmode: "decimal", "aria-label": `${number.title}: ${name}`,
       onchange: () => fromInputs(), onkeydown: (event) => { if (event.key === "Enter") fromInputs(); },
@@ -116,8 +117,9 @@
       canvas.height = HEIGHT * scale;
       const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
       pen.scale(scale, scale);
-      const bins = browse.manifest.bins, most = Math.max(1, ...number.counts);
-      const bars = (counts, colour) => {
+      const bins = browse.manifest.bins;
+      const bars = (counts, colour) => {   // each to its own height: a few clips are seen among many
+        const most = Math.max(1, ...counts);
         pen.fillStyle = style.getPropertyValue(colour);
         counts.forEach((n, i) => {
           if (!n) return;
