@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
@@ -95,7 +96,8 @@ def write(path: str | os.PathLike, rows: Sequence[Mapping] | pa.Table):
     """Writes a ledger; the file is absent or complete, and equal rows give equal bytes."""
     path = pathlib.Path(path)
     content = rows if isinstance(rows, pa.Table) else table(rows)
-    part = path.with_name(path.name + ".part")
+    # a name of its own: two machines may write the same part of a job
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     with open(part, "wb") as file:
         pyarrow.parquet.write_table(content, file, compression="zstd", row_group_size=_ROWS_A_GROUP)
         file.flush()

@@ -1,269 +1,232 @@
-"""Ingest: a table or folder of captioned clips -> checked, sharded data set.
+"""From a source of captioned clips to a checked, filtered, sharded data set, and why of each clip.
 
     python -m data_pipelines.pipeline --source=clips.csv --out=DIR
 
-The source is a CSV file with the columns `path` (relative to the file) and `text`, or a folder of
-videos and images, each with its caption in a .txt file of the same name. Every file is decoded to
-the end in a child process; what is broken, missing or without a caption is left out, counted by
-reason and named with it in DIR/ledger.csv. The command may be stopped at any moment, kill -9
-included: run again, it goes on and gives the same bytes; a finished folder is recognised.
+The source is a folder of videos and images with captions beside them, a .csv, .parquet or .jsonl
+table of paths and texts, WebDataset tars, openvid:FOLDER or miradata:FOLDER (python -m
+data_pipelines.sources says more). Every file is decoded to the end in a child process that can do
+nothing else. DIR gets the shards and ledger.parquet, which has a row for each clip: what it is, and
+what it was left out for.
+
+--config=configs/data.py cuts scenes, measures, filters and drops copies; each of its fields is a
+flag: --config.dedup.near=6, --config.rules="motion >= 0.5; 2 <= seconds <= 30". Without it nothing
+is done but the check. --dry-run tries a sample, and says what the whole will take.
+
+The command may be stopped at any moment, kill -9 included: run again, it goes on and gives the same
+bytes; a finished folder is recognised. --runner=flink, spark or dataflow gives the work to a
+cluster through Apache Beam, where all machines see the folder: docs/pipeline.md.
 """
 
 import argparse
-import collections
-import concurrent.futures
-import csv
 import dataclasses
-import hashlib
-import io
+import difflib
+import functools
 import json
 import os
 import pathlib
-import resource
-from collections.abc import Iterable
+import shlex
+import signal
+import sys
+import time
 
+import pyarrow as pa
 import tqdm
+from ml_collections import ConfigDict
 
-from data_pipelines import builder, records, video_io, workers
+from data_pipelines import builder, clips, ledger, sources
+from data_pipelines.stages import dry_run, exchange, parts, plan, runner, select, shards, summary
 
-LEDGER = (
-    *("path", "status", "reason", "message", "num_frames", "height", "width", "fps"),
-    *("bytes", "sha256"),
-)
-SHARD_BYTES = 128 << 20
-CHECK_SECONDS = 300.0  # for one file
-_MEMORY_BYTES = 16 << 30  # address space of a child
+EXIT_USAGE, EXIT_GO_ON = 2, 75  # 75: run it again, as of the other commands
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the source: the path as written there, the file, its caption or None."""
+class Engine:
+    """Who does the work.
 
-    path: str
-    file: str
-    text: str | None
-
-
-def read_source(source: str | os.PathLike) -> list[Row]:
-    """Reads the rows of a CSV file or a folder with captions beside the files.
-
-    Raises:
-        ValueError: If there is nothing to read, a column is missing, or a path comes twice.
+    Attributes:
+        runner: "local" or a key of `runner.RUNNERS`.
+        num_workers: Child processes of this machine, or of each Beam worker; 0: as many as it has
+            processors, or one.
+        beam_args: Flags for Beam.
+        exchange: URL through which parts go where the machines share no disk; empty: they do.
     """
-    source = pathlib.Path(source)
-    if not source.exists():
-        raise ValueError(f"--source={source} does not exist: give a CSV file or a folder.")
-    rows = _read_folder(source) if source.is_dir() else _read_csv(source)
-    counts = collections.Counter(os.path.normpath(row.file) for row in rows)
-    twice = [path for path, n in counts.items() if n > 1]
-    if twice:
-        raise ValueError(
-            f"{source} names {len(twice)} files more than once, the first of them "
-            f"{', '.join(twice[:3])}: a clip may have one row."
-        )
-    return rows
 
+    runner: str = "local"
+    num_workers: int = 0
+    beam_args: tuple[str, ...] = ()
+    exchange: str = ""
 
-def _read_folder(source: pathlib.Path) -> list[Row]:
-    suffixes = video_io.VIDEO_SUFFIXES + video_io.IMAGE_SUFFIXES
-    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    if not files:
-        raise ValueError(
-            f"{source} has no files named {', '.join('*' + s for s in suffixes)}: give the folder "
-            "of the clips, or a CSV file with the columns path and text."
-        )
-    rows = []
-    for file in files:
-        sidecar = file.with_suffix(".txt")
-        text = sidecar.read_text("utf-8", "replace").strip() if sidecar.exists() else None
-        rows.append(Row(file.relative_to(source).as_posix(), str(file), text))
-    return rows
-
-
-def _read_csv(source: pathlib.Path) -> list[Row]:
-    try:
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, lines = reader.fieldnames or [], list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{source} is not a CSV file in UTF-8: {error}.") from error
-    missing = [name for name in ("path", "text") if name not in columns]
-    if columns and missing:
-        raise ValueError(
-            f"{source} has no column {' and no column '.join(missing)}; its columns are "
-            f"{', '.join(columns)}. Name them in the first line."
-        )
-    lines = [line for line in lines if (line["path"] or "").strip()]
-    if not lines:
-        raise ValueError(f"{source} has no rows: give one line a clip under the header path,text.")
-    return [
-        Row(line["path"], str(source.parent / line["path"]), (line["text"] or "").strip())
-        for line in lines
-    ]
-
-
-def make_checker(limits: video_io.Limits):
-    """Returns the function that a child process calls for each file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return lambda file: check_file(file, limits)
-
-
-def check_file(file: str, limits: video_io.Limits) -> dict:
-    """Returns the ledger's facts of one file, after decoding all of it."""
-    if not os.path.isfile(file):
-        return _refusal("missing file", "there is no such file.")
-    try:
-        with open(file, "rb") as handle:
-            size, digest = os.fstat(handle.fileno()).st_size, None
-            if size <= limits.max_bytes:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        probe = video_io.check(file, limits)
-    except OSError as error:
-        return _refusal("unreadable", f"{error.strerror}.")
-    except video_io.MediaError as error:
-        return _refusal(error.reason, str(error))
-    except MemoryError:
-        return _refusal("too large", "the memory limit of a decoder was reached.")
-    except Exception as error:  # a decoder's own bug must not end the ingest of all other files
-        return _refusal("decoder error", f"{type(error).__name__}: {error}")
-    facts = {k: getattr(probe, k) for k in ("num_frames", "height", "width", "fps")}
-    return {"status": "kept", **facts, "bytes": size, "sha256": digest}
-
-
-def _refusal(reason: str, message: str) -> dict:
-    return {"status": "left out", "reason": reason, "message": message}
-
-
-def check_all(
-    rows: list[Row], journal: pathlib.Path, num_workers: int, limits: video_io.Limits
-) -> list[dict]:
-    """Checks all files in child processes and returns a ledger line a row, in order.
-
-    Finished checks stand in the journal, one JSON line each, and are not made again.
-    """
-    done = _read_journal(journal)
-    checker = "data_pipelines.pipeline:make_checker"
-    with (
-        open(journal, "ab") as log,
-        workers.Pool(num_workers, checker, (limits,), CHECK_SECONDS) as pool,
-        concurrent.futures.ThreadPoolExecutor(num_workers) as threads,
-        tqdm.tqdm(total=len(rows), desc="check", unit="clip", mininterval=0.5) as progress,
-    ):
-
-        def check(number: int) -> tuple[int, dict]:
-            if not rows[number].text:
-                return number, _refusal("no caption", "the text is empty or its file missing.")
-            try:
-                return number, pool(rows[number].file)
-            except workers.WorkerDied as error:
-                return number, _refusal(f"decoder {error.reason}", str(error))
-
-        todo = [number for number in range(len(rows)) if number not in done]
-        progress.update(len(rows) - len(todo))
-        refused = sum(facts["status"] != "kept" for facts in done.values())
-        for future in concurrent.futures.as_completed(threads.submit(check, n) for n in todo):
-            number, done[number] = future.result()
-            log.write(json.dumps([number, done[number]]).encode() + b"\n")
-            log.flush()
-            refused += done[number]["status"] != "kept"
-            progress.set_postfix(left_out=refused, refresh=False)
-            progress.update()
-    return [{"path": row.path, **done[number]} for number, row in enumerate(rows)]
-
-
-def _read_journal(journal: pathlib.Path) -> dict[int, dict]:
-    """Reads finished checks, and cuts off a line that a kill left half written."""
-    content = journal.read_bytes() if journal.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with open(journal, "r+b") as file:
-            file.truncate(len(whole))
-    return {number: facts for number, facts in map(json.loads, whole.splitlines())}
-
-
-def make_records(rows: list[Row], ledger: list[dict], numbers: Iterable[int]):
-    """Yields the records of these rows.
-
-    Raises:
-        ValueError: If a file has changed since it was checked.
-    """
-    for number in numbers:
-        row, facts = rows[number], ledger[number]
-        content = pathlib.Path(row.file).read_bytes()
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise ValueError(
-                f"{row.file} changed while the data set was written: leave the files alone, delete "
-                "the folder that ends in .work, and run again."
-            )
-        record = {"id": row.path, "text": row.text, "video": content}
-        yield record | {k: facts[k] for k in ("fps", "num_frames", "height", "width")}
+    @property
+    def workers(self) -> int:
+        return self.num_workers or (os.cpu_count() or 1 if self.runner == "local" else 1)
 
 
 def ingest(
     source: str | os.PathLike,
     out: str | os.PathLike,
+    config: ConfigDict | None = None,
     *,
     num_workers: int = 0,
-    limits: video_io.Limits | None = None,
+    engine: Engine | None = None,
+    keep_parts: str | os.PathLike | None = None,
+    tell: list[summary.Stage] | None = None,
 ) -> dict:
     """Makes the data set `out` from `source`, and returns its meta.json.
 
     Args:
-        source: CSV file or folder.
+        source: What `sources.read` takes.
         out: Folder to make.
-        num_workers: Child processes that decode; 0: one a processor.
-        limits: What one file may cost; None: the usual.
+        config: Fields of `configs.data.base`; None: these.
+        num_workers: Child processes of this machine; 0: one a processor.
+        engine: Who does the work; None: this machine.
+        keep_parts: Folder for what was measured, which another run with other rules can go on
+            from; None: it goes when the data set is done.
+        tell: Gets what each stage took.
 
     Raises:
-        ValueError: If the source cannot be read, no clip is usable, or `out` holds something else.
+        ValueError: If the source or the config cannot be read, no clip is usable, or `out` holds
+            something else.
+        ImportError: If a package is missing for what the config asks.
     """
-    limits = limits or video_io.Limits()
-    rows = read_source(source)
-    size = lambda file: os.path.getsize(file) if os.path.isfile(file) else None
-    inputs = [[row.path, row.text, size(row.file)] for row in rows]
-    inputs = json.dumps([records.FORMAT, dataclasses.asdict(limits), inputs])
-    key = hashlib.sha256(inputs.encode()).hexdigest()
+    engine, tell = engine or Engine(num_workers=num_workers), [] if tell is None else tell
+    table = sources.read(source)
+    plain = check(config, table)
+    examined, key = plan.keys(plain, parts.table_digest(table))
     if meta := builder.finished(out, key):
         return meta
     work = builder.work_folder(out)
-    if not (work / "key").exists() or (work / "key").read_text() != key:
-        for name in ("checks.jsonl", "state.json"):
-            (work / name).unlink(missing_ok=True)
-        work.mkdir(parents=True, exist_ok=True)
-        builder.write_whole(work / "key", key.encode())
-    ledger = check_all(rows, work / "checks.jsonl", num_workers or os.cpu_count() or 1, limits)
-    kept = [number for number, facts in enumerate(ledger) if facts["status"] == "kept"]
-    counts = collections.Counter(f["reason"] for f in ledger if f["status"] != "kept")
-    if not kept:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
-        first = next(f for f in ledger if f["status"] != "kept")
+    folder = pathlib.Path(os.path.abspath(keep_parts or work / "parts")) / examined[:16]
+    _prepare(work, folder, table, plain, key, engine)
+    _examine(work, folder, plain, len(table), engine, tell)
+    rows = _select(work, folder, plain, len(table), tell)
+    kept = shards.kept_rows(rows)
+    if not len(kept):
+        counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
+        first = rows.slice(0, 1).to_pylist()[0]
         raise ValueError(
-            f"no usable clip among the {len(rows)} rows of {source} ({reasons}). The first, "
-            f"{first['path']}: {first['message']}"
+            f"no usable clip among the {len(table)} rows of {source} "
+            f"({', '.join(f'{rule}: {n}' for rule, n in counts)}). The first, {first['id']}: "
+            f"{first['message']}"
         )
-    total = sum(ledger[number]["bytes"] for number in kept)
-    num_shards = max(1, min(len(kept), round(total / SHARD_BYTES)))
-    bounds = [len(kept) * i // num_shards for i in range(num_shards + 1)]
-    return builder.write_shards(
+    return _write_shards(out, work, rows, kept, plain, key, len(table), engine, tell)
+
+
+def check(config: ConfigDict | None, table: list[clips.Clip]) -> dict:
+    """Returns a config as plain values, checked against a clip table."""
+    said = {name for clip in table for name in clip.given} - {"refused"}
+    return plan.check(plan.load(None) if config is None else config, said)
+
+
+def _prepare(work, folder, table, plain: dict, key: str, engine: Engine):
+    """Makes the work folder of this key; what another one left is deleted, but for its parts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    mark = work / "key"
+    if not mark.exists() or mark.read_text() != key:
+        mark.unlink(missing_ok=True)
+        for path in (work / "selected.parquet", *(work / "cuts").glob("*.json")):
+            path.unlink(missing_ok=True)
+        parts.write_table(work / "clips.parquet", table)
+        builder.write_whole(mark, key.encode())
+    state = {"config": plain, "parts": str(folder), "num_workers": engine.workers}
+    builder.write_whole(work / "plan.json", json.dumps(state).encode())
+
+
+def _examine(work, folder, plain: dict, num_clips: int, engine: Engine, tell: list):
+    todo = parts.missing(folder, num_clips)
+    if not todo:
+        return
+    started = time.monotonic()
+    clips_todo = sum(parts.size(number, num_clips) for number in todo)
+    done = num_clips - clips_todo
+    with tqdm.tqdm(
+        total=num_clips, initial=done, desc="examine", unit="clip", mininterval=0.5
+    ) as bar:
+        if engine.runner == "local":
+            examiner = parts.Examiner(work / "clips.parquet", folder, plain, engine.workers)
+            left_out = 0
+
+            def progress(clips_done: int, refused: int):
+                nonlocal left_out
+                left_out += refused
+                bar.set_postfix(left_out=left_out, refresh=False)
+                bar.update(clips_done)
+
+            try:
+                runner.run_local(examiner, todo, engine.workers, progress)
+            finally:
+                examiner.close()
+        else:
+            with runner.watch(folder, num_clips, bar):
+                _run_beam(
+                    runner.examine_part,
+                    work,
+                    engine,
+                    lambda: parts.missing(folder, num_clips),
+                    {"parts": folder},
+                )
+    tell.append(summary.Stage("examine", clips_todo, time.monotonic() - started))
+
+
+def _run_beam(function, work, engine: Engine, todo, folders: dict[str, pathlib.Path]):
+    """Gives the numbers that `todo` returns to Beam; results come to `folders`, if not by disk."""
+    if not engine.exchange:
+        runner.run_beam(function, str(work), todo(), engine.runner, engine.beam_args)
+        return
+    url = exchange.place(engine.exchange, (work / "key").read_text())
+    exchange.take(url, folders)  # of a run that was stopped
+    exchange.give(url, work)
+    there = functools.partial(exchange.work_on, function)
+    runner.run_beam(there, url, todo(), engine.runner, engine.beam_args)
+    exchange.take(url, folders)
+
+
+def _select(work, folder, plain: dict, num_clips: int, tell: list) -> pa.Table:
+    path = work / "selected.parquet"
+    if not path.exists():
+        started = time.monotonic()
+        rows = select.select(parts.read_rows(folder, num_clips), plain)
+        ledger.write(path, rows)
+        tell.append(summary.Stage("select", len(rows), time.monotonic() - started))
+    return ledger.read(path)
+
+
+def _write_shards(out, work, rows, kept, plain, key, num_rows: int, engine: Engine, tell) -> dict:
+    started, num_shards = time.monotonic(), shards.count(kept, plain)
+    builder.start(out, "video", num_shards, key=key)
+    todo = builder.missing(work, num_shards)
+    with tqdm.tqdm(
+        total=num_shards, initial=num_shards - len(todo), desc="shards", unit="shard"
+    ) as bar:
+        if engine.runner == "local":
+            writer = shards.Writer(plain, engine.workers)
+            try:
+                for number in todo:
+                    part = shards.rows_of(kept, number, num_shards)
+                    writer.write_shard(work, number, num_shards, part)
+                    bar.update()
+            finally:
+                writer.close()
+        else:
+            folders = {name: work / name for name in ("cuts", "shards")}
+            todo_now = lambda: builder.missing(work, num_shards)
+            _run_beam(shards.write_shard, work, engine, todo_now, folders)
+            bar.update(len(todo))
+    rows = shards.amend(rows, work / "cuts")
+    ledger.write(work / ledger.NAME, rows)
+    meta = builder.finish(
         out,
         "video",
         num_shards,
-        lambda i: make_records(rows, ledger, kept[bounds[i] : bounds[i + 1]]),
         key=key,
-        extra={"num_rows": len(rows), "left_out": dict(sorted(counts.items()))},
-        files={"ledger.csv": _ledger_bytes(ledger)},
+        extra={"num_rows": num_rows, "num_clips": len(rows), "left_out": ledger.counts(rows)},
+        files={ledger.NAME: (work / ledger.NAME).read_bytes()},
     )
-
-
-def _ledger_bytes(ledger: list[dict]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, LEDGER, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(ledger)
-    return buffer.getvalue().encode()
+    if todo:
+        num_bytes = sum(shard["bytes"] for shard in meta["shards"])
+        seconds = time.monotonic() - started
+        tell.append(summary.Stage("shards", meta["num_records"], seconds, num_bytes))
+    return meta
 
 
 def main(argv: list[str] | None = None):
@@ -271,31 +234,97 @@ def main(argv: list[str] | None = None):
         prog="data_pipelines.pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--source", required=True, help="CSV file (path, text) or folder")
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--num_workers", type=int, default=0, help="decoders; 0: one a processor")
-    limits = video_io.Limits()
+    add = parser.add_argument
+    add("--source", required=True, help="folder, table, tars, openvid:FOLDER, miradata:FOLDER")
+    add("--out", required=True, help="folder to make")
+    add("--config", help="configs/data.py and the like; each field is a flag --config.FIELD=VALUE")
+    add("--num_workers", type=int, default=0, help="decoders; 0: one a processor")
+    add("--keep_parts", metavar="DIR", help="keep what was measured, for runs with other rules")
+    add("--runner", default="local", choices=["local", *runner.RUNNERS], help="who does the work")
+    add("--beam_args", default="", help="flags for Apache Beam's runner, in one pair of quotes")
+    add(
+        "--exchange",
+        default="",
+        metavar="URL",
+        help="where machines share no disk: gs://bucket/job",
+    )
+    add(
+        *("--dry-run", "--dry_run"),
+        nargs="?",
+        type=int,
+        const=64,
+        metavar="CLIPS",
+        help="examine a sample (64), write nothing, and tell what the whole will take",
+    )
     for name in ("max_bytes", "max_frames", "max_pixels"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(limits, name), help="of a file")
-    args = parser.parse_args(argv)
-    limits = dataclasses.replace(
-        limits,
-        max_bytes=args.max_bytes,
-        max_frames=args.max_frames,
-        max_pixels=args.max_pixels,
-    )
+        add(f"--{name}", metavar="N", help=f"of a file: --config.limits.{name}")
+    args, rest = parser.parse_known_args(argv)
     try:
-        meta = ingest(args.source, args.out, num_workers=args.num_workers, limits=limits)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    left_out = ", ".join(f"{reason}: {n}" for reason, n in meta["left_out"].items())
+        config = plan.load(args.config, _overrides(args, rest))
+        if args.dry_run is not None:
+            table = sources.read(args.source)
+            workers = args.num_workers or os.cpu_count() or 1
+            plain = check(config, table)
+            print(dry_run.estimate(table, plain, workers, args.dry_run))
+            return
+        beam_args = tuple(shlex.split(args.beam_args))
+        engine = Engine(args.runner, args.num_workers, beam_args, args.exchange)
+        tell: list[summary.Stage] = []
+        meta = ingest(
+            args.source, args.out, config, engine=engine, keep_parts=args.keep_parts, tell=tell
+        )
+    except (ValueError, ImportError) as error:
+        parser.exit(EXIT_USAGE, f"error: {error}\n")
+    except (KeyboardInterrupt, parts.Stopped):
+        _leave(args)
+    _print_summary(args.out, meta, tell)
+
+
+def _overrides(args: argparse.Namespace, rest: list[str]) -> list[tuple[str, str]]:
+    """Returns (field, value) of the flags --config.FIELD=VALUE and of the older names of some."""
+    found = [
+        (f"limits.{name}", value)
+        for name in ("max_bytes", "max_frames", "max_pixels")
+        if (value := getattr(args, name)) is not None
+    ]
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("--config."):
+            near = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], n=1)
+            meant = f"; did you mean {near[0]}?" if near else ": --help names all flags."
+            raise ValueError(f"there is no flag {flag}{meant}")
+        if not equals:
+            if not rest:
+                raise ValueError(f"{flag} needs a value: {flag}=VALUE.")
+            value = rest.pop(0)
+        found.append((flag.removeprefix("--config."), value))
+    return found
+
+
+def _leave(args: argparse.Namespace):
+    """Ends at once: threads may wait for files, and whatever is half done is made again."""
+    if args.dry_run is None:
+        work = builder.work_folder(args.out)
+        print(f"\nstopped; {work} keeps what is done, the same command goes on.", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(EXIT_GO_ON)
+
+
+def _print_summary(out: str, meta: dict, tell: list[summary.Stage]):
+    left_out = ", ".join(f"{rule}: {n}" for rule, n in meta["left_out"].items())
+    scenes = f" from {meta['num_rows']:,} files" if meta["num_clips"] != meta["num_rows"] else ""
+    if tell:
+        print(f"\n{summary.stages(tell)}\n")
+        print(f"{summary.verdicts(meta['num_records'], meta['left_out'])}\n")
     print(
-        f"{args.out}: {meta['num_records']} of {meta['num_rows']} clips in {len(meta['shards'])} "
-        f"shards; left out: {left_out or 'none'}"
-        + (f" (see {os.path.join(args.out, 'ledger.csv')})" if left_out else "")
+        f"{out}: {meta['num_records']} of {meta['num_clips']} clips{scenes} in "
+        f"{len(meta['shards'])} shards; left out: {left_out or 'none'}"
+        + (f" (see {os.path.join(out, ledger.NAME)})" if left_out else "")
     )
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     main()

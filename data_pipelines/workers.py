@@ -277,8 +277,11 @@ def _serve():
         finally:
             for file in files:
                 file.close()
-        target.write(_frame(_encode(answer)))
-        target.flush()
+        try:
+            target.write(_frame(_encode(answer)))
+            target.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the parent is gone, and nobody asks
 
 
 def _receive(source: socket.socket) -> tuple[bytes, list[BinaryIO]] | None:

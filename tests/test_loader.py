@@ -524,7 +524,7 @@ def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
     lines = ["path,text", "portrait.mp4,noise", "sound.mp4,noise with sound"]
     lines += [f"{p},a video of {p.stem}" for p in sorted(real.glob("*.mp4"))]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    pipeline.ingest(tmp_path / "t.csv", tmp_path / "data", num_workers=2)
+    pipeline.ingest(f"{tmp_path}/t.csv?root=/", tmp_path / "data", num_workers=2)
     table = {"144p": {17: (1.0, 2)}, "32": {17: (1.0, 2)}}
     made = loader.Loader(tmp_path / "data", buckets=table, seed=0, text_tokens=8)
     used = {(b.resolution, b.aspect) for b in made.used_buckets()}

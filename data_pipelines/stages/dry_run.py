@@ -1,0 +1,94 @@
+"""What the whole will take, and what will become of it, from a sample of clips.
+
+The sample goes through the same stages in a temporary folder. Nothing is written elsewhere.
+"""
+
+import pathlib
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+
+from data_pipelines import builder, clips
+from data_pipelines.stages import parts, runner, select, shards, summary
+
+_CLIPS_WRITTEN = 64  # kept clips of the sample that are written to shards, at most
+
+
+def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: int) -> str:
+    """Examines a sample and returns what to print.
+
+    Args:
+        table: All clips of the source.
+        plain: The config as plain values.
+        num_workers: Child processes.
+        size: Clips to examine: evenly spread over the table, the same ones each time.
+
+    Raises:
+        ValueError: If the sample is empty.
+    """
+    if size < 1 or not table:
+        raise ValueError(f"--dry-run={size} of {len(table)} clips: give 1 or more.")
+    size = min(size, len(table))
+    sample = [table[i * len(table) // size] for i in range(size)]
+    with tempfile.TemporaryDirectory(prefix="dry-run-") as folder:
+        work = pathlib.Path(folder) / "out.work"
+        (work / "parts").mkdir(parents=True)
+        parts.write_table(work / "clips.parquet", sample)
+        examiner = parts.Examiner(work / "clips.parquet", work / "parts", plain, num_workers)
+        try:
+            _warm_up(examiner, sample[0], num_workers)
+            started = time.monotonic()
+            numbers = range(parts.num_parts(size))
+            runner.run_local(examiner, numbers, num_workers)
+            examine_seconds = time.monotonic() - started
+        finally:
+            examiner.close()
+        rows = select.select(parts.read_rows(work / "parts", size), plain, quiet=True)
+        kept = shards.kept_rows(rows)
+        shard_seconds, shard_bytes = _write(work, kept.slice(0, _CLIPS_WRITTEN), plain, num_workers)
+    share = len(table) / size
+    shard_share = share * len(kept) / max(1, min(len(kept), _CLIPS_WRITTEN))
+    seconds = [examine_seconds * share, shard_seconds * shard_share]
+    count, left_out = summary.count(rows)
+    per_clip = sum(seconds) * num_workers / len(table)
+    lines = [
+        f"dry run: {size:,} of {len(table):,} clips; nothing was written",
+        "",
+        summary.verdicts(count, left_out),
+        "",
+        f"  the whole with {num_workers} workers, about",
+        f"  examine   {summary.human_seconds(seconds[0]):>14}",
+        f"  shards    {summary.human_seconds(seconds[1]):>14}",
+        f"  in all    {summary.human_seconds(sum(seconds)):>14}"
+        f"   ({per_clip:.3g} s of a core a clip)",
+        f"  kept      {round(len(kept) * share):>14,} clips",
+        f"  space     {summary.human_bytes(shard_bytes * shard_share):>14}",
+    ]
+    if plain["dedup"]["exact"] or plain["dedup"]["near"] >= 0:
+        lines.append("\n  a sample shows few of the duplicates: the whole will keep less")
+    return "\n".join(lines)
+
+
+def _warm_up(examiner: parts.Examiner, clip: clips.Clip, num_workers: int):
+    """Starts the child processes, which take a second each that the whole will not notice."""
+    threads = [
+        threading.Thread(target=examiner.clip_rows, args=(clip,)) for _ in range(num_workers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _write(work: pathlib.Path, kept, plain: dict, num_workers: int) -> tuple[float, int]:
+    """Writes kept clips to one shard; returns its seconds and bytes."""
+    if not len(kept):
+        return 0.0, 0
+    builder.start(work.with_suffix(""), "video", 1, key="dry run")
+    writer, started = shards.Writer(plain, num_workers), time.monotonic()
+    try:
+        writer.write_shard(work, 0, 1, kept)
+    finally:
+        writer.close()
+    return time.monotonic() - started, writer.num_bytes

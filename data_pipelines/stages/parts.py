@@ -1,0 +1,283 @@
+"""The clip table in parts of 64 clips, and the ledger rows of each part in a file of its own.
+
+A part is what a kill may cost, and what engines hand out: it has the same rows on every machine,
+with any number of workers. Files are opened here and decoded in a child process behind `guard`, so
+that the worst a file can do is end the child, which is then its own verdict.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from data_pipelines import clips, guard, ledger, workers
+from data_pipelines.stages import examine, plan, rules
+
+CLIPS_A_PART = 64
+_TABLE = pa.schema(
+    [(name, pa.string()) for name in ("id", "file", "text", "source")]
+    + [("start", pa.float64()), ("end", pa.float64()), ("given", pa.string())]
+)
+
+
+class Stopped(Exception):
+    """The run was asked to stop while this clip was at work; there is no verdict."""
+
+
+def write_table(path: pathlib.Path, table: Sequence[clips.Clip]):
+    """Writes a clip table, one row group a part."""
+    rows = [{name: getattr(clip, name) for name in _TABLE.names} for clip in table]
+    for row in rows:
+        row["given"] = _json(row["given"])
+        for name in ("id", "file", "text", "source"):
+            if row[name] is not None:  # "surrogateescape" keeps names that are not UTF-8
+                row[name] = json.dumps(row[name])
+    part = path.with_name(path.name + ".part")
+    columns = [pa.array([row[f.name] for row in rows], f.type) for f in _TABLE]
+    pyarrow.parquet.write_table(
+        pa.Table.from_arrays(columns, schema=_TABLE), part, row_group_size=CLIPS_A_PART
+    )
+    os.replace(part, path)
+
+
+def read_part(path: pathlib.Path, number: int) -> list[clips.Clip]:
+    """Returns the clips of one part of a table."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        rows = file.read_row_group(number).to_pylist()
+    for row in rows:
+        for name in ("id", "file", "text", "source"):
+            row[name] = None if row[name] is None else json.loads(row[name])
+        row["given"] = json.loads(row["given"])
+    return [clips.Clip(**row) for row in rows]
+
+
+def table_digest(table: Sequence[clips.Clip]) -> str:
+    """Names a clip table and the sizes of its files: what is examined follows from them."""
+    digest, size = hashlib.sha256(), functools.lru_cache(1 << 10)(_size)
+    for clip in table:
+        row = [getattr(clip, name) for name in _TABLE.names[:-1]]
+        digest.update(json.dumps([*row, _json(clip.given), size(clip.file)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _size(file: str) -> int | None:
+    """Of a local file, or the archive that it is a member of."""
+    archive = file.rpartition("::")[2].removeprefix("tar:").rpartition("#")[0] or file
+    try:
+        return os.stat(archive if file.startswith(("zip:", "tar:")) else file).st_size
+    except (OSError, ValueError):
+        return None
+
+
+def num_parts(num_clips: int) -> int:
+    return -(-num_clips // CLIPS_A_PART)
+
+
+def size(number: int, num_clips: int) -> int:
+    """Returns how many clips a part has."""
+    return min(CLIPS_A_PART, num_clips - CLIPS_A_PART * number)
+
+
+def part_path(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"{number:05d}.parquet"
+
+
+def missing(folder: pathlib.Path, num_clips: int) -> list[int]:
+    """Returns the numbers of the parts that are not examined yet."""
+    names = set(os.listdir(folder)) if folder.exists() else set()
+    numbers = range(num_parts(num_clips))
+    return [number for number in numbers if part_path(folder, number).name not in names]
+
+
+def read_rows(folder: pathlib.Path, num_clips: int) -> pa.Table:
+    """Returns the ledger rows of all parts, in the order of the clip table."""
+    paths = [part_path(folder, number) for number in range(num_parts(num_clips))]
+    return pa.concat_tables([ledger.read(path) for path in paths])
+
+
+class Examiner:
+    """Gives the ledger rows of clips, and writes those of whole parts; threads may share it.
+
+    Args:
+        table: The clip table's file.
+        folder: Where the parts are kept.
+        plain: The config as plain values.
+        num_workers: Child processes.
+    """
+
+    def __init__(self, table: pathlib.Path, folder: pathlib.Path, plain: dict, num_workers: int):
+        self.table, self.folder, self.plain = table, folder, plain
+        self.num_workers = num_workers
+        self.wants_text = not plain["endpoint"]["url"]
+        limits = plain["limits"]
+        self.max_bytes = limits["max_bytes"]
+        self.pool = workers.Pool(
+            num_workers,
+            "data_pipelines.stages.parts:make_examiner",
+            (plan.examine_options(plain), limits["memory_bytes"]),
+            limits["deadline_seconds"],
+            memory_bytes=limits["memory_bytes"],
+        )
+        self.models_lock = threading.Lock()
+
+    def clip_rows(self, clip: clips.Clip) -> list[dict]:
+        """Returns what one clip is, one row or one a scene; never fails for what is in a file.
+
+        Raises:
+            Stopped: If the examiner was closed meanwhile.
+        """
+        row = {
+            name: getattr(clip, name) for name in ("id", "source", "file", "start", "end", "text")
+        }
+        row["given"] = _json(clip.given)
+        if refused := clip.given.get("refused"):
+            rule, _, message = str(refused).partition(": ")
+            return [row | examine.refusal(rule, message)]
+        if self.wants_text and not (clip.text or "").strip():
+            return [row | examine.refusal("no caption", "the text is empty or its file missing.")]
+        try:
+            with open_file(clip.file, self.max_bytes) as file:
+                return self._call(clip, file)
+        except workers.WorkerDied as error:
+            if self.pool.closed:
+                raise Stopped from error
+            return [row | examine.refusal(f"decoder {error.reason}", str(error))]
+        except FileNotFoundError:
+            return [row | examine.refusal("missing file", "there is no such file.")]
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return [row | examine.refusal("unreadable", f"{reason}.")]
+
+    def _call(self, clip: clips.Clip, file: BinaryIO) -> list[dict]:
+        for attempt in (1, 2):
+            try:
+                return self.pool(clip, [file])
+            except workers.WorkerDied as error:
+                # a child that something else has killed says nothing of the clip: once more
+                if error.reason != "crash" or attempt == 2 or self.pool.closed:
+                    raise
+                file.seek(0)
+            except RuntimeError as error:
+                if self.pool.closed:
+                    raise Stopped from error
+                raise
+        raise AssertionError
+
+    def write_part(self, number: int, rows: list[dict]) -> collections.Counter:
+        """Lets the models see a part's clips, and writes its rows; returns counts by status."""
+        rows = self._model_rows(rows)
+        ledger.write(part_path(self.folder, number), rows)
+        return collections.Counter(row.get("status", ledger.KEPT) for row in rows)
+
+    def _model_rows(self, rows: list[dict]) -> list[dict]:
+        """Adds what models and the endpoint say, to clips that no rule leaves out before."""
+        if any("stills" in row for row in rows):
+            early = [r for r in rules.parse(self.plain["rules"]) if not {*r.names} & _LATE]
+            plain_rows = [{k: v for k, v in row.items() if k != "stills"} for row in rows]
+            verdicts = rules.apply(early, ledger.table(plain_rows))
+            shown = [
+                row if verdict is None else plain_row
+                for row, plain_row, verdict in zip(rows, plain_rows, verdicts, strict=True)
+            ]
+            with self.models_lock:
+                for model in models(json.dumps(self.plain)):
+                    shown = list(model(shown))
+            rows = [{k: v for k, v in row.items() if k != "stills"} for row in shown]
+        return rows
+
+    def examine_part(self, number: int) -> collections.Counter:
+        """Examines one part, unless it is there; returns its counts."""
+        if part_path(self.folder, number).exists():
+            return collections.Counter()
+        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as threads:
+            found = list(threads.map(self.clip_rows, read_part(self.table, number)))
+        return self.write_part(number, [row for rows in found for row in rows])
+
+    def close(self):
+        self.pool.close()
+
+
+_LATE = {"caption", "words", "match", "aesthetic", "text_share"}  # what models and captions give
+
+
+def make_examiner(options: examine.Options, memory_bytes: int):
+    """Returns what a child process calls for each clip and its open file."""
+    guard.enter(memory_bytes)
+    return lambda clip, file: examine.examine(file, clip, options)
+
+
+@functools.cache
+def models(plain_json: str) -> list:
+    """Returns the functions rows -> rows of the models that a config asks for, loaded once."""
+    plain = json.loads(plain_json)
+    paths, endpoint, steps = plain["models"], plain["endpoint"], []
+    if paths["text"]:
+        from data_pipelines.stages import overlay
+
+        steps.append(overlay.TextDetector(paths["text"]).score_rows)
+    if endpoint["url"]:
+        from data_pipelines.stages import captions
+
+        prompt = endpoint["prompt"] or captions.PROMPT
+        options = {name: endpoint[name] for name in ("parallel", "timeout")}
+        options["num_frames"] = paths["num_stills"]
+        steps.append(
+            captions.Captioner(endpoint["url"], endpoint["model"], prompt, **options).caption_rows
+        )
+    if paths["clip"]:
+        from data_pipelines.stages import clip_scores
+
+        scorer = clip_scores.Scorer(
+            paths["clip"], paths["aesthetic"] or None, allow_pickle=paths["allow_pickle"]
+        )
+        steps.append(scorer.score_rows)
+    return steps
+
+
+@contextlib.contextmanager
+def open_file(name: str, max_bytes: int) -> Iterator[BinaryIO]:
+    """Opens a clip's file for a child process: a file of the system, at its beginning.
+
+    What is none (a member of an archive, a remote file) is copied to a temporary file first, up to
+    one byte more than is allowed.
+
+    Raises:
+        OSError: If it cannot be opened, or is a folder, pipe or device.
+    """
+    if "://" not in name and not name.startswith(("tar:", "join:")):
+        mode = os.stat(name).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError("not a regular file")  # a pipe would wait for its other end
+    with clips.open_binary(name) as opened:
+        try:
+            opened.fileno()
+        except (OSError, AttributeError):
+            with tempfile.TemporaryFile() as copy:
+                _copy(opened, copy, max_bytes + 1)
+                copy.seek(0)
+                yield copy
+        else:
+            yield opened
+
+
+def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int):
+    while max_bytes > 0 and (content := source.read(min(1 << 20, max_bytes))):
+        target.write(content)
+        max_bytes -= len(content)
+    target.flush()
+
+
+def _json(given) -> str:
+    return json.dumps(dict(given), sort_keys=True)

@@ -1,0 +1,196 @@
+"""The config of a run: read with its overrides, checked before any work, and handed to workers.
+
+Workers, also those on other machines, read it as plain values from `plan.json` in the work folder.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import configs.data
+from data_pipelines import video_io
+from data_pipelines.stages import examine, rules
+
+VERSION = 1  # of what the stages do: another one makes examined parts anew
+_CHILD_ONLY = ("deadline_seconds", "memory_bytes")  # limits that `video_io.Limits` does not have
+
+
+def load(path: str | None, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """Reads a config file ("configs/data.py", or "FILE.py:argument") and sets fields by name.
+
+    Args:
+        path: None: the defaults of `configs.data.base`.
+        overrides: ("dedup.near", "4") and the like, values as written on the command line.
+
+    Raises:
+        ValueError: If the file or a field is not there, or a value is of the wrong type.
+    """
+    config = configs.data.base() if path is None else _read(path)
+    problems = _differences(configs.data.base(), config)
+    if problems:
+        raise ValueError(f"{path} does not fit data_pipelines.pipeline: {'; '.join(problems)}.")
+    fields = _leaves(config)
+    for name, text in overrides:
+        if name not in fields:
+            raise ValueError(f"the config has no field {_suggest(name, fields)}")
+        group, _, leaf = name.rpartition(".")
+        target = _group(config, group)
+        try:
+            target[leaf] = _value(text, target.get_type(leaf))
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            kind = target.get_type(leaf).__name__
+            raise ValueError(f"--config.{name}={text!r} is no {kind}.") from error
+    return config
+
+
+def check(config: ConfigDict, said: Iterable[str] = ()) -> dict[str, Any]:
+    """Checks a config before any work, and returns it as plain values.
+
+    Args:
+        config: Fields of `configs.data.base`.
+        said: Names in the `given` of the source's clips.
+
+    Raises:
+        ValueError: If a value makes no sense, a rule cannot be read, or asks for what is not
+            measured.
+        ImportError: If a package for what is asked is missing.
+    """
+    plain = json.loads(json.dumps(config.to_dict()))
+    measured = set(examine_options(plain).scores)
+    models = config.models
+    for name, path in (
+        ("clip", models.clip),
+        ("aesthetic", models.aesthetic),
+        ("text", models.text),
+    ):
+        if path and not os.path.exists(path):
+            raise ValueError(f"models.{name}={path} does not exist.")
+    if models.aesthetic and not models.clip:
+        raise ValueError("models.aesthetic needs models.clip, the model that it was made for.")
+    if config.endpoint.url and not config.endpoint.model:
+        raise ValueError("endpoint.url needs endpoint.model, a name that its /models lists.")
+    measured |= {"match"} if models.clip else set()
+    measured |= {"aesthetic"} if models.aesthetic else set()
+    measured |= {"text_share"} if models.text else set()
+    for rule in rules.parse(config.rules, set(said)):
+        for name in rule.names:
+            switch = {"match": "models.clip", "aesthetic": "models.aesthetic"}
+            switch |= {"text_share": "models.text"}
+            if name in (*configs.data.SCORES, *switch) and name not in measured:
+                where = switch.get(name, "scores")
+                raise ValueError(f"rule {rule.text!r}: {name} is not measured: set {where}.")
+    if config.dedup.near >= 0 and "phash" not in measured:
+        raise ValueError(f"dedup.near={config.dedup.near} compares phash: name it in scores.")
+    if not -1 <= config.dedup.near <= 32:
+        raise ValueError(f"dedup.near={config.dedup.near}: give 0 to 32 bits, or -1 for none.")
+    if config.shards.bytes < 1 or config.shards.short_side < 0 or not 0 <= config.shards.crf <= 51:
+        raise ValueError(f"shards={dict(config.shards)}: no such size or quality.")
+    return plain
+
+
+def examine_options(plain: dict) -> examine.Options:
+    """Returns what is measured in a file's pixels."""
+    models, cuts = plain["models"], plain["cuts"]
+    stills = models["clip"] or models["text"] or plain["endpoint"]["url"]
+    return examine.Options(
+        limits=limits(plain),
+        cuts=cuts["enabled"],
+        cut_threshold=cuts["threshold"],
+        min_seconds=cuts["min_seconds"],
+        max_seconds=cuts["max_seconds"],
+        split_long=cuts["split_long"],
+        scores=tuple(plain["scores"]),
+        num_stills=models["num_stills"] if stills else 0,
+    )
+
+
+def limits(plain: dict) -> video_io.Limits:
+    return video_io.Limits(**{k: v for k, v in plain["limits"].items() if k not in _CHILD_ONLY})
+
+
+def keys(plain: dict, source: str) -> tuple[str, str]:
+    """Returns the key of what is examined, and that of the whole data set.
+
+    Args:
+        plain: What `check` returned.
+        source: Digest of the clip table.
+    """
+    # the endpoint and the models are asked only for clips that rules do not leave out before
+    needed = ["limits", "cuts", "scores", "models", "endpoint"]
+    needed += ["rules"] if plain["endpoint"]["url"] or plain["models"]["clip"] else []
+    examined = digest(VERSION, source, {name: plain[name] for name in needed})
+    return examined, digest(VERSION, source, plain)
+
+
+def digest(*values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: str) -> ConfigDict:
+    file, _, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise ValueError(f"--config={file} does not exist: give a file such as configs/data.py.")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def _differences(base: ConfigDict, config: ConfigDict) -> list[str]:
+    wanted, found = _leaves(base), _leaves(config)
+    missing, unknown = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
+    return [f"the field {name} is missing" for name in missing] + [
+        f"there is no field {_suggest(name, wanted).rstrip('.')}" for name in unknown
+    ]
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for name in config:
+        value = config[name]
+        nested = isinstance(value, ConfigDict)
+        names += _leaves(value, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+def _group(config: ConfigDict, name: str) -> ConfigDict:
+    for part in filter(None, name.split(".")):
+        config = config[part]
+    return config
+
+
+def _value(text: str, kind: type):
+    """Reads a value as it is written on a command line."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind is tuple:
+        if text.startswith(("(", "[")):
+            return tuple(ast.literal_eval(text))
+        return tuple(item.strip() for item in text.split(";") if item.strip())
+    if text == "None":
+        return None
+    return kind(float(text)) if kind is int and float(text).is_integer() else kind(text)
+
+
+def _suggest(name: str, fields: Sequence[str]) -> str:
+    last = {field.rsplit(".", 1)[-1]: field for field in reversed(fields)}
+    near = difflib.get_close_matches(name, fields, n=2, cutoff=0.7)
+    same = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.7)
+    near = list(dict.fromkeys([*near, *(last[other] for other in same)]))
+    meant = " or ".join(repr(field) for field in near)
+    return f"{name!r}; did you mean {meant}?" if near else f"{name!r}; it has {', '.join(fields)}."

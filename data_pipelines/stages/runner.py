@@ -1,0 +1,143 @@
+"""Engines: the same work on numbered parts, by threads of this process or by Apache Beam.
+
+A part's result is a file, and a part that is there is not made again, so an engine may run a part
+twice, in any order, on any machine that sees the work folder.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import pathlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from data_pipelines.stages import parts
+
+RUNNERS = {
+    "direct": "DirectRunner",
+    "flink": "FlinkRunner",
+    "spark": "SparkRunner",
+    "dataflow": "DataflowRunner",
+}
+
+
+def run_local(
+    examiner: parts.Examiner,
+    numbers: Sequence[int],
+    num_workers: int,
+    tell: Callable[[int, int], None] = lambda clips, left_out: None,
+):
+    """Examines parts in threads, clip by clip, so that a slow clip holds nothing else up.
+
+    Args:
+        examiner: With `num_workers` child processes.
+        numbers: Of the parts.
+        num_workers: Threads.
+        tell: Called with the number of clips that were done, and of rows among them left out.
+    """
+    open_parts = threading.Semaphore(4 + num_workers // 4)  # a hang leaves the others going
+    lock = threading.Lock()
+
+    def examine(number: int, place: int, clip, found: dict, size: int):
+        rows = examiner.clip_rows(clip)
+        with lock:
+            found[place] = rows
+            tell(1, sum(row.get("status") == "left out" for row in rows))
+            last = len(found) == size
+        if last:
+            examiner.write_part(number, [row for i in range(size) for row in found[i]])
+            open_parts.release()
+
+    threads = concurrent.futures.ThreadPoolExecutor(num_workers)
+    try:
+        running: set[concurrent.futures.Future] = set()
+        for number in numbers:
+            while not open_parts.acquire(timeout=0.2):
+                running = _raise_errors(running)
+            part, found = parts.read_part(examiner.table, number), {}
+            running |= {
+                threads.submit(examine, number, place, clip, found, len(part))
+                for place, clip in enumerate(part)
+            }
+        while running:
+            running = _raise_errors(running)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _raise_errors(running: set) -> set:
+    """Waits a moment for futures; raises what one of them raised, returns the others."""
+    done, running = concurrent.futures.wait(
+        running, 0.2, return_when=concurrent.futures.FIRST_EXCEPTION
+    )
+    for future in done:
+        future.result()
+    return set(running)
+
+
+def run_beam(
+    function: Callable[[str, int], object],
+    work: str,
+    numbers: Iterable[int],
+    runner: str,
+    beam_args: Sequence[str],
+):
+    """Calls `function(work, number)` for each number on a Beam runner.
+
+    Raises:
+        ImportError: If Beam is not installed.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ImportError(
+            f'--runner={runner} needs Apache Beam ({error}): pip install "vidgen[beam]"'
+        ) from error
+    options = PipelineOptions([f"--runner={RUNNERS[runner]}", *beam_args])
+    with beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "parts" >> beam.Create(list(numbers))
+            | "spread" >> beam.Reshuffle()
+            | "work" >> beam.Map(functools.partial(function, work))
+        )
+
+
+@contextlib.contextmanager
+def watch(folder: pathlib.Path, num_clips: int, bar) -> Iterator[None]:
+    """Moves a progress bar while others write parts into a folder."""
+    ended = threading.Event()
+
+    def look():
+        while not ended.wait(2.0):
+            todo = sum(parts.size(number, num_clips) for number in parts.missing(folder, num_clips))
+            bar.update(num_clips - todo - bar.n)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    bar.update(num_clips - bar.n)
+
+
+def examine_part(work: str, number: int) -> dict:
+    """What a Beam worker does for a part; its child process serves all parts it is given."""
+    return dict(_examiner(work).examine_part(number))
+
+
+_examiners: dict[str, parts.Examiner] = {}
+_lock = threading.Lock()
+
+
+def _examiner(work: str) -> parts.Examiner:
+    with _lock:
+        if work not in _examiners:
+            state = json.loads((pathlib.Path(work) / "plan.json").read_text())
+            table, folder = pathlib.Path(work) / "clips.parquet", pathlib.Path(state["parts"])
+            _examiners[work] = parts.Examiner(table, folder, state["config"], state["num_workers"])
+        return _examiners[work]

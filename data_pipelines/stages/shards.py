@@ -1,0 +1,220 @@
+"""From kept ledger rows to records, shard by shard.
+
+A row that is a whole file becomes a record with the file's bytes. A scene, or a video larger than
+`shards.short_side`, is decoded and encoded again in a child process; one that fails there is left
+out, and named in `cuts/NNNNN.json` beside the shards for the ledger.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipelines import builder, ledger, video_io, workers
+from data_pipelines.stages import cut, examine, parts, plan
+
+_BYTES_A_PIXEL = 0.1  # of an encoded scene: a guess, for the number of shards
+_ROWS_A_CALL = 64  # scenes of one file that are cut in one decode
+
+
+def count(kept: pa.Table, plain: dict) -> int:
+    """Returns into how many shards kept rows go."""
+    total = sum(_expected_bytes(row, plain["shards"]) for row in _rows(kept, _FACTS))
+    return max(1, min(len(kept), round(total / plain["shards"]["bytes"])))
+
+
+def rows_of(kept: pa.Table, number: int, num_shards: int) -> pa.Table:
+    """Returns the rows of one shard."""
+    bounds = [len(kept) * i // num_shards for i in (number, number + 1)]
+    return kept.slice(bounds[0], bounds[1] - bounds[0])
+
+
+_FACTS = ("kind", "start", "end", "num_frames", "height", "width", "bytes")
+
+
+def _rows(table: pa.Table, names: Iterable[str]) -> list[dict]:
+    return table.select(list(names)).to_pylist()
+
+
+def is_encoded_again(row: dict, short_side: int) -> bool:
+    """Tells whether a row's bytes differ from those of its file."""
+    if row["kind"] != "video":
+        return False
+    part = row["start"] is not None or row["end"] is not None
+    return part or 0 < short_side < min(row["height"], row["width"])
+
+
+def _expected_bytes(row: dict, how: dict) -> float:
+    if not is_encoded_again(row, how["short_side"]):
+        return row["bytes"]
+    height, width = cut.size_after(row["height"], row["width"], how["short_side"])
+    return row["num_frames"] * height * width * _BYTES_A_PIXEL
+
+
+class Writer:
+    """Makes the records of shards; the child processes that encode are started when needed.
+
+    `num_bytes` counts those of the videos.
+
+    Args:
+        plain: The config as plain values.
+        num_workers: Child processes.
+    """
+
+    def __init__(self, plain: dict, num_workers: int):
+        self.plain, self.how, self.limits = plain, plain["shards"], plan.limits(plain)
+        self.num_workers, self.num_bytes = num_workers, 0
+        self.pool = workers.Pool(
+            num_workers,
+            "data_pipelines.stages.cut:make_cutter",
+            (self.limits,),
+            _ROWS_A_CALL * plain["limits"]["deadline_seconds"],
+            memory_bytes=cut.MEMORY_BYTES,
+        )
+
+    def write_shard(self, work: pathlib.Path, number: int, num_shards: int, rows: pa.Table) -> dict:
+        """Writes one shard, unless it is there; returns what `builder.write_shard` does."""
+        records = self._records(rows.to_pylist(), work / "cuts" / f"{number:05d}.json")
+        return builder.write_shard(work, "video", number, num_shards, records)
+
+    def _records(self, rows: list[dict], failures: pathlib.Path) -> Iterator[dict]:
+        refused: dict[str, tuple[str, str]] = {}
+        for row, video, size in self._ahead(_groups(rows, self.how["short_side"])):
+            if isinstance(video, Exception):
+                reason = getattr(video, "reason", "error")
+                rule = f"encoder {reason}" if isinstance(video, workers.WorkerDied) else reason
+                refused[row["id"]] = (rule, str(video))
+                continue
+            self.num_bytes += len(video)
+            yield {"id": row["id"], "text": row["caption"], "video": video} | size
+        failures.parent.mkdir(exist_ok=True)
+        builder.write_whole(failures, json.dumps(refused).encode())
+
+    def _ahead(self, groups: Iterable[list[dict]]) -> Iterator[tuple]:
+        """Yields (row, bytes or error, facts) in order, a few groups ahead in threads."""
+        waiting: collections.deque = collections.deque()
+        threads = concurrent.futures.ThreadPoolExecutor(self.num_workers)
+        try:
+            for group in groups:
+                waiting.append(threads.submit(self._videos, group))
+                if len(waiting) > self.num_workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _videos(self, group: list[dict]) -> list[tuple]:
+        """Returns (row, bytes or error, facts) for rows of one file."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = parts.open_file(group[0]["file"], self.limits.max_bytes)
+                file = stack.enter_context(file)
+                same = hashlib.file_digest(file, "sha256").hexdigest() == group[0]["sha256"]
+            except OSError:
+                same = False
+            if not same:  # what is written has to be what was examined
+                raise ValueError(
+                    f"{group[0]['file']} changed while the data set was written: leave the files "
+                    "alone, delete the folder that ends in .work, and run again."
+                )
+            if not is_encoded_again(group[0], self.how["short_side"]):
+                file.seek(0)
+                content = file.read()
+                return [(row, content, _facts(row)) for row in group]
+            return self._cut(group, file)
+
+    def _cut(self, group: list[dict], file) -> list[tuple]:
+        fps = group[0]["fps"]
+        task = cut.Task(
+            tuple(map(frame_range, group)), fps, self.how["short_side"], self.how["crf"]
+        )
+        file.seek(0)
+        try:
+            found = self.pool(task, [file])
+        except (workers.WorkerDied, video_io.MediaError) as error:
+            if self.pool.closed:
+                raise parts.Stopped from error
+            if len(group) == 1:
+                return [(group[0], error, None)]
+            return [one for row in group for one in self._cut([row], file)]  # which one is it?
+        except RuntimeError as error:
+            if self.pool.closed:
+                raise parts.Stopped from error
+            raise
+        return [
+            (row, part.video, _facts(row) | {k: getattr(part, k) for k in ("height", "width")})
+            for row, part in zip(group, found, strict=True)
+        ]
+
+    def close(self):
+        self.pool.close()
+
+
+def write_shard(work: str, number: int) -> dict:
+    """What a Beam worker does for a shard; its child process serves all shards it is given."""
+    folder = pathlib.Path(work)
+    writer, kept = _writer(work)
+    num_shards = count(kept, writer.plain)
+    return writer.write_shard(folder, number, num_shards, rows_of(kept, number, num_shards))
+
+
+@functools.cache
+def _writer(work: str) -> tuple[Writer, pa.Table]:
+    state = json.loads((pathlib.Path(work) / "plan.json").read_text())
+    rows = ledger.read(pathlib.Path(work) / "selected.parquet")
+    return Writer(state["config"], state["num_workers"]), kept_rows(rows)
+
+
+def kept_rows(rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.equal(rows["status"], ledger.KEPT))
+
+
+def amend(rows: pa.Table, failures: pathlib.Path) -> pa.Table:
+    """Returns the ledger with the verdicts of clips that could not be encoded."""
+    refused: dict[str, list[str]] = {}
+    for path in sorted(failures.glob("*.json")):
+        refused |= json.loads(path.read_text())
+    if not refused:
+        return rows
+    changed = rows.to_pylist()
+    for row in changed:
+        if row["id"] in refused and row["status"] == ledger.KEPT:
+            rule, message = refused[row["id"]]
+            row |= examine.refusal(rule, message) | {"caption": None}
+    return ledger.table(changed)
+
+
+def frame_range(row: dict) -> tuple[int, int]:
+    """Returns the frames [first, stop) of its file that a row stands for."""
+    first, _ = examine.frame_range(row["start"], row["end"], row["fps"])
+    return first, first + row["num_frames"]
+
+
+def _facts(row: dict) -> dict:
+    return {name: row[name] for name in ("fps", "num_frames", "height", "width")}
+
+
+def _groups(rows: list[dict], short_side: int) -> Iterator[list[dict]]:
+    """Yields rows that follow each other in one file together, others alone."""
+    for _, found in itertools.groupby(rows, lambda row: (row["file"], row["sha256"])):
+        group: list[dict] = []
+        for row in found:
+            follows = group and is_encoded_again(row, short_side)
+            follows = follows and len(group) < _ROWS_A_CALL
+            if follows and frame_range(row)[0] >= frame_range(group[-1])[1]:
+                group.append(row)
+                continue
+            if group:
+                yield group
+            group = [row]
+        if group:
+            yield group
