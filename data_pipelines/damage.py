@@ -1,7 +1,7 @@
 """Finds damage inside coded pictures, which decoders are made to paint over.
 
-Decoders complain of some damage, if they are told to look (`STRICT`) and somebody listens
-(`complaints`); libvpx and dav1d notice when data run out. Other damage still decodes to something:
+Decoders refuse some damage, if they are told to look (`STRICT`); libvpx and dav1d notice when data
+run out. Other damage still decodes to something:
 
 - mostly to something that needs fewer data, so that the picture is whole without its last bytes too
   (`is_whole_too_soon`), which an undamaged one is not: for images and Motion JPEG;
@@ -11,11 +11,8 @@ Decoders complain of some damage, if they are told to look (`STRICT`) and somebo
 H.264 and AV1 decoders compare lengths themselves.
 """
 
-import contextlib
 import io
-import logging
 import struct
-import threading
 import zlib
 
 import av
@@ -24,51 +21,13 @@ from PIL import Image
 from data_pipelines.media import Limits, MediaError
 
 # What FFmpeg's demuxers and decoders check beyond what is needed to go on.
-STRICT = "crccheck+bitstream+buffer+explode+careful+compliant+aggressive"
+STRICT = "crccheck+bitstream+buffer+explode"
 # libvpx notices that a tile needs more data than there are; FFmpeg's own decoders mostly do not.
 _DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
-_READERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 # Bytes that a whole picture needs for certain: coders flush some that no decoder needs.
 _SHORTER = {"jpeg": 2, "VP8L": 6, "VP8 ": 6}
 
 av.logging.set_level(av.logging.PANIC)  # errors arrive as exceptions; FFmpeg's own lines go
-av.logging.set_skip_repeated(False)  # a line that the file before had too is no repetition
-logging.getLogger("libav").setLevel(logging.CRITICAL + 1)
-
-_lock = threading.Lock()
-_listening = 0
-
-
-@contextlib.contextmanager
-def complaints():
-    """Context of the checks of one file: raises MediaError for a complaint of FFmpeg's in it.
-
-    Gives a set of the names of decoders to listen to: their warnings count, and errors of the
-    container's reader. Others say much of valid files: of sound, of data streams, of edit lists. It
-    hears its own thread alone, which is where decoders of one thread speak.
-    """
-    global _listening
-    with _lock:
-        _listening += 1
-        av.logging.set_level(av.logging.WARNING)
-    try:
-        with av.logging.Capture() as messages:
-            decoders: set[str] = set()
-            yield decoders
-        for level, name, text in messages:
-            limit = av.logging.WARNING if name in decoders else av.logging.ERROR
-            if level <= limit and (name in decoders or name in _READERS):
-                raise MediaError("damaged", f"{name} complains: {text.strip()}.")
-    finally:
-        with _lock:
-            _listening -= 1
-            if not _listening:
-                av.logging.set_level(av.logging.PANIC)
-
-
-def names(own: av.VideoCodecContext) -> set[str]:
-    """Returns the names under which the decoders of a stream complain."""
-    return {own.name, own.codec.name, _DECODERS.get(own.name, own.name)}
 
 
 def strict_decoder(own: av.VideoCodecContext, limits: Limits) -> av.VideoCodecContext:
@@ -99,15 +58,13 @@ def check_image(file, format: str, limits: Limits):
     file.seek(0)
     content = file.read()
     if format == "jpeg":  # libjpeg fills up what is missing and says nothing
-        with complaints() as heard:
-            heard.add("mjpeg")
-            decoder = prepare(av.CodecContext.create("mjpeg", "r"), limits, STRICT)
-            try:
-                pictures = [*decoder.decode(av.Packet(content)), *decoder.decode(None)]
-            except av.FFmpegError as error:
-                raise MediaError("damaged", f"decoding fails ({error}).") from error
-            if not pictures or pictures[0].is_corrupt:
-                raise MediaError("damaged", "the picture is damaged.")
+        decoder = prepare(av.CodecContext.create("mjpeg", "r"), limits, STRICT)
+        try:
+            pictures = [*decoder.decode(av.Packet(content)), *decoder.decode(None)]
+        except av.FFmpegError as error:
+            raise MediaError("damaged", f"decoding fails ({error}).") from error
+        if not pictures or pictures[0].is_corrupt:
+            raise MediaError("damaged", "the picture is damaged.")
     if _image_is_whole_too_soon(content, format):
         raise MediaError("damaged", "the picture is whole before its data end.")
 

@@ -112,8 +112,8 @@ def _mov(source: _Source) -> int | None:
                 raise
             raise MediaError("broken header", f"{error} No header comes before.") from error
         source.count()
-        if _is_nearly(name, _TOP):
-            raise _damaged(f"an unknown box {name!r} at byte {at}")
+        if _is_nearly(name, _TOP) or name in (_KNOWN | _PARENTS) - _TOP:
+            raise _damaged(f"a box {name!r} at byte {at}")
         top.append((name, start, end))
         at = end
     moovs = [(start, end) for name, start, end in top if name == b"moov"]

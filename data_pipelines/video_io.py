@@ -3,10 +3,10 @@
 Files come from anywhere, so nothing in them is trusted: the format is forced from the first bytes
 (left to itself FFmpeg takes a text file named .mp4 for a playlist and opens the files it names),
 sizes are checked before a frame is decoded, and a damaged stream is an error rather than gray
-blocks: the container is walked (`structure`), the decoder runs with `err_detect=explode`, what it
-complains of counts, and every frame that the header announces has to come. Frames come as they are
-shown: turned by the display matrix, transparency over white. Non-square pixels are not undone.
-Decoding uses one thread: the loader and the ingest run many decoders side by side.
+blocks: the container is walked (`structure`), decoders run with `err_detect=explode` and are
+checked themselves (`damage`), and every frame that the container holds has to come. Frames come as
+they are shown: turned by the display matrix, transparency over white. Non-square pixels are not
+undone. Decoding uses one thread: the loader and the ingest run many decoders side by side.
 """
 
 import dataclasses
@@ -149,13 +149,9 @@ def check(
             if visit:
                 visit(0, shown)
             return _probe_image(image, format, orientation)
-        with (
-            damage.complaints() as heard,
-            _open_video(file, format, limits, strict=True) as (container, stream),
-        ):
+        with _open_video(file, format, limits, strict=True) as (container, stream):
             head = _probe_stream(stream, format, limits)
             facts = _Facts(stream)
-            heard |= damage.names(stream.codec_context)
             for frame in _frames(container, stream, head, limits, facts.dropped):
                 if visit:
                     visit(facts.count, frame)

@@ -3,7 +3,6 @@
 import io
 import itertools
 
-import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -46,8 +45,8 @@ def caught():
 @pytest.mark.parametrize(
     ("base", "share"),
     [
-        ("mp4 h264", 0.8),  # the container, the decoder's complaints
-        ("mp4 hevc", 0.8),  # read two ways
+        ("mp4 h264", 0.8),  # the container, the decoder
+        ("mp4 hevc", 0.95),  # read two ways
         ("mkv h264", 1.0),  # checksums
         ("webm vp9", 0.8),  # libvpx
         ("webm av1", 0.9),  # dav1d's strictness
@@ -60,16 +59,6 @@ def caught():
 )
 def test_most_damage_is_found(caught, base, share):
     assert caught[base] >= share
-
-
-def test_a_complaint_of_one_file_is_not_held_against_the_next():
-    content = hostile.bases()["mp4 h264"][1]
-    spoiled = hostile.flipped(content, 64, np.random.default_rng(1))
-    for _ in range(3):
-        with pytest.raises(video_io.MediaError):
-            video_io.check(spoiled)
-        video_io.check(content)
-    assert av.logging.get_level() == av.logging.PANIC
 
 
 def test_frames_stand_upright_as_players_show_them():
