@@ -8,7 +8,8 @@ gives the same records and metadata and can be stopped at any moment: finished s
 Several processes, on one machine or many with a common folder, share a job by the parts of
 `write_shards`: each calls `start`, then `write_shard` for its own numbers, and whoever finds
 nothing `missing` calls `finish`. They need no other word from each other; any of them may be killed
-at any moment, and two of them may even write the same shard or finish at the same time.
+at any moment, and two may finish at the same time. Where two have the same shards, the slower one
+may find the job finished and its folder gone: `quicker` turns that error into the end of its work.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -102,16 +103,27 @@ def write_shards(
     """
     if done := finished(out, key):
         return done
-    work = start(out, kind, num_shards, key=key)
-    todo = missing(work, num_shards)
-    progress = tqdm.tqdm(
-        total=num_shards, initial=num_shards - len(todo), desc=f"{kind} shards", unit="shard"
-    )
-    for number in todo:
-        write_shard(work, kind, number, num_shards, make_shard(number))
-        progress.update()
-    progress.close()
+    with quicker(out, key):
+        work = start(out, kind, num_shards, key=key)
+        todo = missing(work, num_shards)
+        progress = tqdm.tqdm(
+            total=num_shards, initial=num_shards - len(todo), desc=f"{kind} shards", unit="shard"
+        )
+        for number in todo:
+            write_shard(work, kind, number, num_shards, make_shard(number))
+            progress.update()
+        progress.close()
     return finish(out, kind, num_shards, key=key, extra=extra, files=files)
+
+
+@contextlib.contextmanager
+def quicker(out: str | os.PathLike, key: str) -> Iterator[None]:
+    """Leaves the block quietly where another process has finished the data set meanwhile."""
+    try:
+        yield
+    except (OSError, ValueError):
+        if not finished(out, key):
+            raise
 
 
 def start(out: str | os.PathLike, kind: str, num_shards: int, *, key: str) -> pathlib.Path:

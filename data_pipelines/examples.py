@@ -5,8 +5,6 @@ records of a megabyte takes longer than everything else that the loader does wit
 https://protobuf.dev/programming-guides/encoding, and `example.proto` of TensorFlow.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 _BYTES, _FLOATS = 1, 2  # fields of tf.train.Feature; 3: integers
@@ -18,41 +16,43 @@ def parse(content: bytes | memoryview) -> dict[str, memoryview | list]:
     Raises:
         ValueError: If the bytes are no such message.
     """
-    found = {}
-    for number, features in _fields(memoryview(content)):
-        for _, entry in _fields(features) if number == 1 else ():
-            key, feature = b"", memoryview(b"")
-            for place, part in _fields(entry):
-                if place == 1:
-                    key = bytes(part)
-                elif place == 2:
-                    feature = part
-            for kind, values in _fields(feature):
-                found[key.decode()] = _values(kind, values)
+    message, found = memoryview(content), {}
+    try:
+        for number, start, end in _fields(message, 0, len(message)):
+            for _, *entry in _fields(message, start, end) if number == 1 else ():
+                # a key and its feature, which in turn holds one list of values
+                (_, *key), (_, *feature) = _fields(message, *entry)
+                ((kind, *values),) = _fields(message, *feature)
+                found[str(message[slice(*key)], "utf-8")] = _values(message, kind, *values)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"no tf.train.Example: {error}.") from error
     return found
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that has only fields with a length."""
-    place, end = 0, len(message)
+def _fields(message: memoryview, place: int, end: int) -> list[tuple[int, int, int]]:
+    """(number, start, end) of the fields of a message that has only fields with a length."""
+    found = []
     while place < end:
-        tag = message[place]
-        size, place = _varint(message, place + 1)
+        tag, size, place = message[place], message[place + 1], place + 2
+        if size >= 128:
+            size, place = _varint(message, place - 1)
         if tag & 7 != 2 or tag >= 128 or place + size > end:
-            raise ValueError(f"no tf.train.Example: a field of type {tag & 7} and {size} bytes.")
-        yield tag >> 3, message[place : place + size]
+            raise ValueError(f"a field of type {tag & 7} and {size} bytes")
+        found.append((tag >> 3, place, place + size))
         place += size
+    return found
 
 
-def _values(kind: int, values: memoryview) -> memoryview | list:
-    content = next((part for _, part in _fields(values)), memoryview(b""))
+def _values(message: memoryview, kind: int, start: int, end: int) -> memoryview | list:
+    fields = _fields(message, start, end)
+    _, start, end = fields[0] if fields else (1, 0, 0)
     if kind == _BYTES:
-        return content
+        return message[start:end]
     if kind == _FLOATS:
-        return np.frombuffer(content, "<f4").tolist()
-    numbers, place = [], 0
-    while place < len(content):
-        number, place = _varint(content, place)
+        return np.frombuffer(message[start:end], "<f4").tolist()
+    numbers, place = [], start
+    while place < end:
+        number, place = _varint(message, place)
         numbers.append(number - (1 << 64) if number >> 63 else number)
     return numbers
 
@@ -61,10 +61,10 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
     """(value, place behind it) of an integer of seven bits a byte."""
     value, shift = 0, 0
     while True:
-        if place >= len(message) or shift > 63:
-            raise ValueError("no tf.train.Example: an integer has no end.")
         byte = message[place]
         value |= (byte & 127) << shift
         place, shift = place + 1, shift + 7
         if byte < 128:
             return value, place
+        if shift > 63:
+            raise ValueError("an integer has no end")

@@ -100,13 +100,14 @@ def encode(
     encode_batch = _make_encode_batch(models, frozen)
     clips = _Clips(reader, config, models.tokenize, encode_batch, sampled)
     num_shards = -(-len(assigned) // SHARD_CLIPS)
-    work = builder.start(out, "latent", num_shards, key=key)
     mine = range(process_index, num_shards, process_count)
-    todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
-    progress = {"total": len(mine), "initial": len(mine) - len(todo)}
-    for number in tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress):
-        part = assigned[number * SHARD_CLIPS : (number + 1) * SHARD_CLIPS]
-        builder.write_shard(work, "latent", number, num_shards, clips.encode(part))
+    with builder.quicker(out, key):
+        work = builder.start(out, "latent", num_shards, key=key)
+        todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
+        progress = {"total": len(mine), "initial": len(mine) - len(todo)}
+        for number in tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress):
+            part = assigned[number * SHARD_CLIPS : (number + 1) * SHARD_CLIPS]
+            builder.write_shard(work, "latent", number, num_shards, clips.encode(part))
     left_out = len(reader) - len({row for row, _ in assigned})
     extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
     if every_bucket:
