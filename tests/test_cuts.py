@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scenedetect
 
 from data_pipelines import video_io
 from data_pipelines.stages import examine, look
@@ -34,6 +35,16 @@ def test_each_scene_is_a_row_with_its_exact_frames(film):
     assert {row["parent"] for row in rows} == {"a"} and len({row["sha256"] for row in rows}) == 1
     assert [row["num_frames"] for row in rows] == [30, 20, 45]
     assert rows[1]["start"] == 30 / FPS and not any("status" in row for row in rows)
+
+
+def test_cuts_are_those_that_pyscenedetect_finds_in_the_file_by_itself(film, tmp_path):
+    shots = [camera_move(n, 90, 160, right=0.5 * n % 3, seed=n) for n in (16, 9, 40, 25, 5, 31)]
+    for number, video_THWC in enumerate((film, np.concatenate(shots))):
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(mp4(video_THWC, FPS).getvalue())
+        found = scenedetect.detect(str(path), scenedetect.AdaptiveDetector(), start_in_scene=True)
+        wanted = [(start.frame_num, stop.frame_num) for start, stop in found]
+        assert frames(cut(video_THWC)) == wanted and len(wanted) > 2
 
 
 def test_a_clip_without_a_cut_is_one_scene_and_the_whole_file():
