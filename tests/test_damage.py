@@ -107,6 +107,24 @@ def test_uneven_times_interlacing_and_hdr_have_verdicts_of_their_own(container):
     assert video_io.check(slightly).fps == pytest.approx(24, rel=0.02)
 
 
+def test_hostile_tables_cost_little():
+    small = hostile._small()
+    boxes = b"".join(hostile.box(b"%04d" % (i % 10_000)) for i in range(300_000))
+    chunks = hostile.box(b"ftyp", b"mp42\0\0\0\0") + hostile.box(b"moov", boxes)
+    for content in (chunks, small + boxes):
+        with pytest.raises(video_io.MediaError) as error:
+            video_io.check(content)
+        assert error.value.reason == "too large"
+    for limits in (
+        video_io.Limits(max_streams=0),
+        video_io.Limits(max_samples=8),
+        video_io.Limits(max_header_bytes=100),
+    ):
+        with pytest.raises(video_io.MediaError) as error:
+            video_io.check(small, limits)
+        assert error.value.reason == "too large"
+
+
 def test_every_cut_of_a_file_is_refused():
     bases = {name: hostile._small(container=name) for name in ("mp4", "matroska", "mov")}
     bases["avi"] = hostile._small(container="avi", codec="mpeg4")
