@@ -23,6 +23,7 @@ def base() -> ConfigDict:
     config.limits.max_frames = 20_000
     config.limits.max_pixels = 4096 * 4096  # of one frame
     config.limits.max_video_pixels = 40 << 30  # of all frames together
+    config.limits.max_uneven = 0.1  # share of frames that come too early or late: variable rate
     config.limits.deadline_seconds = 300.0
     config.limits.memory_bytes = 512 << 20  # of the process that decodes
 

@@ -184,15 +184,15 @@ class Examiner:
     def _model_rows(self, rows: list[dict]) -> list[dict]:
         """Adds what models and the endpoint say, to clips that no rule leaves out before."""
         if any("stills" in row for row in rows):
-            early = [r for r in rules.parse(self.plain["rules"]) if not {*r.names} & _LATE]
+            early = [r for r in rules.parse(self.plain["rules"]) if not r.is_late()]
             plain_rows = [{k: v for k, v in row.items() if k != "stills"} for row in rows]
             verdicts = rules.apply(early, ledger.table(plain_rows))
             shown = [
-                row if verdict is None else plain_row
+                row if verdict is None and "status" not in row else plain_row
                 for row, plain_row, verdict in zip(rows, plain_rows, verdicts, strict=True)
             ]
             with self.models_lock:
-                for model in models(json.dumps(self.plain)):
+                for model in models(json.dumps(self.plain), self.folder / "captions.jsonl"):
                     shown = list(model(shown))
             rows = [{k: v for k, v in row.items() if k != "stills"} for row in shown]
         return rows
@@ -209,9 +209,6 @@ class Examiner:
         self.pool.close()
 
 
-_LATE = {"caption", "words", "match", "aesthetic", "text_share"}  # what models and captions give
-
-
 def make_examiner(options: examine.Options, memory_bytes: int):
     """Returns what a child process calls for each clip and its open file."""
     guard.enter(memory_bytes)
@@ -219,8 +216,11 @@ def make_examiner(options: examine.Options, memory_bytes: int):
 
 
 @functools.cache
-def models(plain_json: str) -> list:
-    """Returns the functions rows -> rows of the models that a config asks for, loaded once."""
+def models(plain_json: str, answers: pathlib.Path) -> list:
+    """Returns the functions rows -> rows of the models that a config asks for, loaded once.
+
+    The answers of a caption endpoint are kept in a file, so that none is paid for twice.
+    """
     plain = json.loads(plain_json)
     paths, endpoint, steps = plain["models"], plain["endpoint"], []
     if paths["text"]:
@@ -232,7 +232,7 @@ def models(plain_json: str) -> list:
 
         prompt = endpoint["prompt"] or captions.PROMPT
         options = {name: endpoint[name] for name in ("parallel", "timeout")}
-        options["num_frames"] = paths["num_stills"]
+        options |= {"num_frames": paths["num_stills"], "cache": answers}
         steps.append(
             captions.Captioner(endpoint["url"], endpoint["model"], prompt, **options).caption_rows
         )

@@ -126,7 +126,7 @@ def keys(plain: dict, source: str) -> tuple[str, str]:
     """
     # the endpoint and the models are asked only for clips that rules do not leave out before
     needed = ["limits", "cuts", "scores", "models", "endpoint"]
-    needed += ["rules"] if plain["endpoint"]["url"] or plain["models"]["clip"] else []
+    needed += ["rules"] if examine_options(plain).num_stills else []
     examined = digest(VERSION, source, {name: plain[name] for name in needed})
     return examined, digest(VERSION, source, plain)
 

@@ -28,6 +28,7 @@ DERIVED = {
     "aspect": "height / width",
     "words": "of the caption",
 }
+LATE = frozenset({"caption", "words", "match", "aesthetic", "text_share"})  # what models say
 _OPERATORS = {
     ast.Lt: pc.less,
     ast.LtE: pc.less_equal,
@@ -48,6 +49,10 @@ class Rule:
 
     text: str
     names: tuple[str, ...]
+
+    def is_late(self) -> bool:
+        """Tells whether it asks for what models and captions give, after all other rules."""
+        return bool(LATE & {*self.names})
 
     def passed(self, table: pa.Table) -> pa.Array:
         """Returns for each row whether it passes: true or false, never null."""

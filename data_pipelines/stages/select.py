@@ -1,4 +1,4 @@
-"""From what was measured to a verdict: captions, filter rules, duplicates, in this order.
+"""From what was measured to a verdict: filter rules, captions, rules on captions, duplicates.
 
 Runs over the whole ledger at once, in one process, and looks at nothing else: the same rows give
 the same verdicts. A clip's verdict is the first thing that speaks against it. Duplicates come last,
@@ -26,14 +26,13 @@ def select(rows: pa.Table, plain: dict, *, quiet: bool = False) -> pa.Table:
         plain: The config as plain values.
         quiet: No progress bar.
     """
-    choice = _Choice(rows)
+    choice, parsed = _Choice(rows), rules.parse(plain["rules"])
+    # a clip that these leave out was not shown to models, and may have no caption for that
+    choice.apply([rule for rule in parsed if not rule.is_late()])
     choice.caption(plain["captions"], quiet)
-    table = choice.table()
-    for row, verdict in enumerate(rules.apply(rules.parse(plain["rules"]), table)):
-        if verdict is not None:
-            choice.leave_out(row, *verdict)
+    choice.apply([rule for rule in parsed if rule.is_late()])
     kept = np.flatnonzero([rule is None for rule in choice.rules])
-    exact, near = _duplicates(table.take(pa.array(kept)), plain["dedup"])
+    exact, near = _duplicates(choice.rows.take(pa.array(kept)), plain["dedup"])
     for found, rule, says in (
         (exact, DUPLICATE, "the same file and times as {}."),
         (near, NEAR_DUPLICATE, "looks like {}."),
@@ -60,6 +59,11 @@ class _Choice:
     def leave_out(self, row: int, rule: str, message: str):
         if self.rules[row] is None:
             self.rules[row], self.messages[row], self.captions[row] = rule, message, None
+
+    def apply(self, parsed: list[rules.Rule]):
+        for row, verdict in enumerate(rules.apply(parsed, self.table())):
+            if verdict is not None:
+                self.leave_out(row, *verdict)
 
     def caption(self, how: dict, quiet: bool):
         """Makes the captions: what an endpoint gave comes before what the source gave."""
