@@ -6,7 +6,7 @@
 
 DIR/manifest.jsonl has a line for each file that is done, with its SHA-256; DIR/failed.csv names
 what could not be had, and why. The same command goes on where it was stopped and asks again for
-what failed. `--dry_run` says how much would be fetched. Exit codes: 0 all is there, 3 some files
+what failed. `--dry-run` says how much would be fetched. Exit codes: 0 all is there, 3 some files
 failed, 75 stopped by SIGTERM or Ctrl-C, 2 wrong usage.
 
 The Hugging Face hub is asked for the list of OpenVid's files with their sizes and SHA-256 sums; a
@@ -357,7 +357,7 @@ def _parse(argv: list[str] | None):
     add("--retries", type=int, default=5, help="of a file, in a row without progress")
     add("--backoff_seconds", type=float, default=1.0, help="before the first retry")
     add("--allow_private", action="store_true", help="fetch from private addresses too")
-    add("--dry_run", action="store_true", help="say how much would be fetched")
+    add("--dry-run", "--dry_run", action="store_true", help="say how much would be fetched")
     args = parser.parse_args(argv)
     if args.source == "miradata" and not args.csv:
         parser.error("--source=miradata needs --csv=FILE, its table (data set card of MiraData)")

@@ -421,7 +421,7 @@ def serve_openvid(server, folder):
 def test_openvid_comes_from_the_hub_with_its_checksums(server, tmp_path):
     data = serve_openvid(server, tmp_path / "hub")
     args = ("--source=openvid", f"--hub={server.url('')}", f"--out={tmp_path}/out")
-    result = run(*args, "--parts=0,2", "--dry_run")
+    result = run(*args, "--parts=0,2", "--dry-run")
     assert result.returncode == 0 and "4 files: " in result.stdout, result.stderr
     assert "0 of unknown size" in result.stdout and not (tmp_path / "out").exists()
     result = run(*args, "--parts=0,2")
