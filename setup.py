@@ -31,7 +31,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10"],
     "beam": ["apache-beam"],
-    "data": ["opencv-python", "scenedetect>=0.7"],  # scene cuts, motion; scenedetect wants this cv2
+    "data": ["opencv-python-headless>=5", "scenedetect-headless>=0.7"],  # they need no libGL
     "serve": ["starlette", "uvicorn"],
     "wandb": ["wandb"],
     "torch": ["torch"],
