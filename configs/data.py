@@ -6,7 +6,7 @@ Every field is a flag (`--config.dedup.near=4`); the items of a tuple are separa
 (`--config.rules="motion >= 0.5; 2 <= seconds <= 30"`). Without `--config` the command does what
 `base` says: every frame is decoded and every file hashed, and nothing else. This config cuts videos
 at their scene changes, measures all that needs no weights, and drops copies. On one core of an
-Intel Xeon: docs/prepare.md.
+Intel Xeon: docs/prepare_data.md.
 """
 
 from ml_collections import ConfigDict, config_dict
