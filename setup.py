@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["vidgen*", "data_pipelines*", "configs*"]),
-    package_data={"vidgen": ["assets/*", "assets/**/*"]},
+    package_data={name: ["assets/*", "assets/**/*"] for name in ("vidgen", "data_pipelines")},
     install_requires=CORE,
     extras_require=EXTRAS,
 )
