@@ -141,7 +141,7 @@
   const look = () => {
     const moved = Math.abs(view.scrollTop - lastTop);
     [looking, lastTop] = [0, view.scrollTop];
-    if (moved < view.clientHeight) fetchSeen();
+    if (moved <= view.clientHeight) fetchSeen();
     else looking = setTimeout(look, 60);
   };
 
