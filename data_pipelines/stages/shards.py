@@ -22,7 +22,8 @@ from data_pipelines import builder, ledger, video_io, workers
 from data_pipelines.stages import cut, examine, parts, plan
 
 _BYTES_A_PIXEL = 0.1  # of an encoded scene: a guess, for the number of shards
-_ROWS_A_CALL = 64  # scenes of one file that are cut in one decode
+_ROWS_A_CALL = 32  # scenes of one file that are cut in one decode
+_DEADLINES = 10  # encoding takes so much longer than decoding
 
 
 def count(kept: pa.Table, plain: dict) -> int:
@@ -76,7 +77,7 @@ class Writer:
             num_workers,
             "data_pipelines.stages.cut:make_cutter",
             (self.limits,),
-            _ROWS_A_CALL * plain["limits"]["deadline_seconds"],
+            _DEADLINES * plain["limits"]["deadline_seconds"],
             memory_bytes=cut.MEMORY_BYTES,
         )
 
