@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from data_pipelines import buckets, builder, ledger, video_io
+from data_pipelines import assignment, buckets, builder, ledger, records, video_io
 from data_pipelines.browse import __main__ as command
 from data_pipelines.browse import columns, page, previews, serve, thumbnail
 
@@ -33,7 +33,7 @@ HOSTILE = (
     "' \" ` ${x} \\ \0 & <!-- ]]>",
     "__proto__",
 )
-BUCKETS = page.Buckets("toy", {"32": {17: (1.0, 2), 9: (1.0, 2)}, "64": {17: (0.5, 2)}})
+BUCKETS = page.Buckets("toy", {"32": {17: (0.5, 2), 9: (0.6, 2)}, "64": {17: (0.5, 2)}})
 KEPT = 9  # the last of them an image
 
 
@@ -49,7 +49,7 @@ def clip(number: int, frames: int = 20, side: int = 32) -> np.ndarray:
 def data(tmp_path_factory):
     """Eight videos and an image in shards; five clips that were left out, one of them watchable."""
     folder = tmp_path_factory.mktemp("browse")
-    records, rows = [], []
+    kept, rows = [], []
     for i in range(KEPT):
         is_image = i == KEPT - 1
         video_THWC = clip(i, 20 - i if i < 6 else 5, 32 + 32 * (i % 2))
@@ -62,14 +62,14 @@ def data(tmp_path_factory):
         facts = {k: getattr(probe, k) for k in ("num_frames", "height", "width", "fps")}
         text = HOSTILE[i] if i < len(HOSTILE) else f"clip number {i}"
         record = {"id": f"clips/{i}", "text": text, "video": content, **facts}
-        records.append(record)
+        kept.append(record)
         row = {"id": f"clips/{i}", "source": "folder", "file": "/nowhere", "kind": probe.kind}
         row |= {"text": text, "status": "kept", "bytes": len(content), "motion": i / 10, **facts}
         rows.append(row | {"given": json.dumps({"aesthetic": 4 + i, "camera": "pan"})})
     good = folder / "good.mp4"
-    good.write_bytes(records[0]["video"])
+    good.write_bytes(kept[0]["video"])
     (folder / "text.mp4").write_text("no video")
-    (folder / "cut.mp4").write_bytes(records[1]["video"][:700])
+    (folder / "cut.mp4").write_bytes(kept[1]["video"][:700])
     for name, rule, given in (
         ("good", "motion >= 0.1", {}),
         ("text", "unknown format", {}),
@@ -79,8 +79,8 @@ def data(tmp_path_factory):
     ):
         row = {"id": f"bad/{rule}", "source": "web", "file": str(folder / f"{name}.mp4")}
         row |= {"status": "left out", "rule": rule, "message": f"{rule} <b>", "text": "a bad one"}
-        rows.insert(2 * len(rows) // 3, row | {"given": json.dumps(given), "motion": 0.05})
-    builder.write_shards(folder / "data", "video", 1, lambda _: records, key="k")
+        rows.insert(1, row | {"given": json.dumps(given), "motion": 0.05})
+    builder.write_shards(folder / "data", "video", 1, lambda _: kept, key="k")
     ledger.write(folder / "data" / ledger.NAME, rows)
     return folder / "data"
 
@@ -274,6 +274,15 @@ def test_every_kept_clip_is_in_the_bucket_of_a_run_or_has_a_reason(out):
         bucket, reason = rule.place(*facts, row=number, epoch=0, seed=0)
         assert word == (bucket.name if bucket else reason)
     assert {"too short", "no bucket of its kind", "32/17/1.00"} <= set(found["labels"]["bucket"])
+
+
+def test_buckets_hold_the_clips_that_a_loader_puts_there(data, out):
+    found, rule = table(out), buckets.Table(BUCKETS.table)
+    words = dict(zip(found["texts"]["id"], found["labels"]["bucket"], strict=True))
+    rows_of = assignment.Assignment(records.Reader(data), rule, BUCKETS.seed)(0)
+    for bucket, rows in zip(rule.all_buckets(), rows_of, strict=True):
+        shown = sorted(name for name, word in words.items() if word == bucket.name)
+        assert shown == [f"clips/{row}" for row in rows]
 
 
 def tree(folder: pathlib.Path) -> dict[str, str]:
