@@ -43,6 +43,8 @@ def base() -> ConfigDict:
     config.data.text_dropout = 0.1
     config.data.frame_interval = 1
     config.data.workers = 0  # processes; 0 decodes in threads of the main one
+    config.data.deadline_seconds = 60.0  # for one clip to be read
+    config.data.bad_limit = 0.01  # share of clips that may be damaged, and others take their places
 
     config.vae = ConfigDict({"model": vae_tiny(), "loss": vae_loss()})
     config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file

@@ -32,8 +32,9 @@ from vidgen import (
 )
 
 # What another start of the same run may set anew.
-MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "log", "mesh", "num_steps")
-MAY_CHANGE += ("preview", "sharding", "watchdog_seconds")
+MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")
+MAY_CHANGE += ("data.bad_limit", "log", "mesh", "num_steps", "preview", "sharding")
+MAY_CHANGE += ("watchdog_seconds",)
 
 
 def make_loader(config, task) -> loader_lib.Loader:
@@ -59,6 +60,7 @@ def make_loader(config, task) -> loader_lib.Loader:
         mask_ratios=config.data.mask_ratios.to_dict(),
         text_dropout=config.data.text_dropout,
         num_workers=config.data.workers,
+        **{name: config.data[name] for name in ("deadline_seconds", "bad_limit")},
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **task.loader_settings,
