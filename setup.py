@@ -21,6 +21,7 @@ CORE = [
     "orbax-checkpoint>=0.12.3",  # marks a finished checkpoint on every kind of storage
     "pillow",
     "pyarrow",  # the ledger of a data set
+    "requests",  # captions from an endpoint
     "safetensors",
     "tensorboardX",
     "tensorflow-datasets",
