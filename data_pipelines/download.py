@@ -305,7 +305,8 @@ def main(argv: list[str] | None = None):
         return
     total = None if args.max_total_gb is None else int(args.max_total_gb * 1e9)
     download = Download(args.out, limits, max_total_bytes=total, fetcher=args.fetcher)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT off
+        signal.signal(number, signal.default_int_handler)
     begin = time.monotonic()
     try:
         minutes = args.total_minutes

@@ -326,5 +326,6 @@ def _print_summary(out: str, meta: dict, tell: list[summary.Stage]):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT off
+        signal.signal(number, signal.default_int_handler)
     main()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -72,20 +74,23 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module", params=["as it is", "unprivileged"])
-def found(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("guard")
-    for path in (folder, *list(folder.parents)[:2]):
-        path.chmod(0o755)
+def found(request):
+    with tempfile.TemporaryDirectory() as folder:  # those of pytest are closed to other users
+        yield attempts(request.param, pathlib.Path(folder))
+
+
+def attempts(user, folder):
+    folder.chmod(0o755)
     (folder / "allowed").mkdir()
     for name in ("given.txt", "secret.txt", "allowed/a.txt"):
         (folder / name).write_text("text")
     (folder / "allowed" / "list.mp4").write_text("ffconcat version 1.0\nfile ../secret.txt\n")
-    command = [sys.executable, "-c", CODE, str(folder), str(int(request.param == "unprivileged"))]
+    command = [sys.executable, "-c", CODE, str(folder), str(int(user == "unprivileged"))]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"user": request.param}
+    return json.loads(done.stdout.splitlines()[-1]) | {"user": user}
 
 
 def test_the_answer_says_what_holds(found):

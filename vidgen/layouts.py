@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -53,14 +53,17 @@ class Layout:
         flat = weights.flatten(nnx.to_pure_dict(state))
         return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
-    def fresh_value(self, path: str, arguments: Mapping[str, Any], seed: int = 0) -> np.ndarray:
-        """What a new model has at a path; computes that array alone."""
+    def fresh_values(
+        self, paths: Collection[str], arguments: Mapping[str, Any], seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """What a new model has at these paths; computes nothing else."""
 
         def init(key):
             model = self.model(**arguments, rngs=nnx.Rngs(key))
-            return weights.flatten(nnx.to_pure_dict(nnx.state(model)))[path]
+            flat = weights.flatten(nnx.to_pure_dict(nnx.state(model)))
+            return {path: flat[path] for path in paths}
 
-        return np.asarray(jax.jit(init)(jax.random.key(seed)))
+        return jax.device_get(jax.jit(init)(jax.random.key(seed)))
 
 
 def kind_of(paths) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from vidgen import digests, layouts, torch_files, torch_names, weights
 
 CHECKSUMS = "SHA256SUMS"
+_FRESH_BYTES = 256 << 20  # of new values computed at a time: each time compiles a program
 NULL_CAPTION = "y_embedder.y_embedding"
 
 
@@ -46,11 +47,25 @@ class Source:
         by_path: dict[str, list[torch_names.Tensor]] = {}
         for tensor in self.tensors:
             by_path.setdefault(tensor.path, []).append(tensor)
+        fresh: dict[str, np.ndarray] = {}
         for path in self.shapes:
             if path not in by_path:
-                yield path, self.layout.fresh_value(path, self.arguments)
+                if path not in fresh:
+                    fresh = self.layout.fresh_values(self._some_from(path, by_path), self.arguments)
+                yield path, fresh.pop(path)
             for tensor in by_path.get(path, ()):
                 yield path, tensor.to_ours(self._read(tensor))
+
+    def _some_from(self, path: str, known) -> list[str]:
+        """The next paths that the file lacks, as many as take some memory, or one."""
+        names = list(self.shapes)
+        chosen, size = [], 0
+        for name in names[names.index(path) :]:
+            size += 4 * int(np.prod(self.shapes[name])) * (name not in known)
+            if chosen and size > _FRESH_BYTES:
+                break
+            chosen += [name] * (name not in known)
+        return chosen
 
     def load(self, place: Callable[[str, np.ndarray], Any] = lambda path, value: value) -> dict:
         """Our params tree; `place(path, array)` puts each array where it belongs as it comes."""

@@ -84,7 +84,7 @@ def train(config, folder) -> int:
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
         wanted = sharding.placed(abstract, places)
-        given = train_state.given_params(config, folder, wanted.params)
+        given = train_state.given_params(config, checkpoint.steps(folder), wanted.params)
         workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
         restored = ckpt.restore(wanted)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidgen import checkpoint, optim, weights
+from vidgen import optim, weights
 
 
 @flax.struct.dataclass
@@ -25,12 +25,12 @@ def init_state(key, *, task, tx) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
 
-def given_params(config, folder, places) -> dict | None:
+def given_params(config, saved, places) -> dict | None:
     """The parameters that a run starts with, by `config.start_from`; each process reads its parts.
 
     Args:
         config: Of the run.
-        folder: Its working folder.
+        saved: Its steps that have a checkpoint.
         places: Shapes and shardings of the parameters.
 
     Returns:
@@ -40,7 +40,7 @@ def given_params(config, folder, places) -> dict | None:
         ValueError: If the file is not there, or its arrays are not those of the model.
     """
     path = config.get("start_from", "")  # configs of older runs have no such field
-    if not path or checkpoint.steps(folder):
+    if not path or saved:
         return None
     return weights.load_placed(path, places)
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 
 from data_pipelines import buckets
 from data_pipelines.browse import page, serve
@@ -128,4 +129,6 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT off
+        signal.signal(number, signal.default_int_handler)
     main()
