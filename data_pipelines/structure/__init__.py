@@ -11,8 +11,12 @@ is refused while only its lengths have been read. Sources: ISO/IEC 14496-12 (mp4
 import struct
 from typing import BinaryIO
 
+import data_pipelines.structure.images as images
+import data_pipelines.structure.matroska as matroska
+import data_pipelines.structure.mov as mov
+import data_pipelines.structure.pieces as pieces
+import data_pipelines.structure.riff as riff
 from data_pipelines.media import DEFAULT_LIMITS, Limits, MediaError
-from data_pipelines.structure import images, matroska, mov, pieces, riff
 
 
 def check(file: BinaryIO, format: str, limits: Limits = DEFAULT_LIMITS) -> int | None:

@@ -3,8 +3,8 @@
 import struct
 import zlib
 
+import data_pipelines.structure.pieces as pieces
 from data_pipelines.media import MediaError
-from data_pipelines.structure import pieces
 
 
 def check_png(source: pieces.Source):

@@ -3,8 +3,8 @@
 import zlib
 from collections.abc import Iterator
 
+import data_pipelines.structure.pieces as pieces
 from data_pipelines.media import MediaError
-from data_pipelines.structure import pieces
 
 _SEGMENT, _CLUSTER, _CUES, _CRC, _VOID = 0x18538067, 0x1F43B675, 0x1C53BB6B, 0xBF, 0xEC
 _LEVEL_1 = {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, _CUES, 0x1941A469, 0x1043A770, 0x1254C367}

@@ -5,8 +5,8 @@ import struct
 
 import numpy as np
 
+import data_pipelines.structure.pieces as pieces
 from data_pipelines.media import MediaError
-from data_pipelines.structure import pieces
 
 _TOP = frozenset(
     b"ftyp moov mdat free skip wide uuid meta moof mfra sidx ssix styp emsg prft pdin pnot PICT "

@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Iterator
 
+import data_pipelines.structure.pieces as pieces
 from data_pipelines.media import MediaError
-from data_pipelines.structure import pieces
 
 
 def _chunks(source: pieces.Source, at: int, end: int) -> Iterator[pieces.Piece]:
