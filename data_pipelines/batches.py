@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines import buckets, records, transforms, video_io
+from data_pipelines import buckets, padded, records, transforms, video_io
 
 _LATENTS = ("latent", "latent_std")
 _FRAMES = 10  # purpose of random numbers: which frames
@@ -115,7 +115,9 @@ def stack_videos(samples: Sequence[Mapping], tokenize, text_tokens: int) -> dict
     return batch | {"text_ids": ids_BL, "text_mask": mask_BL}
 
 
-def stack_latents(samples: Iterable[Mapping], size: int, text_tokens: int) -> dict[str, np.ndarray]:
+def stack_latents(
+    samples: Iterable[Mapping], size: int, text_tokens: int, memory: padded.Pool
+) -> dict[str, np.ndarray]:
     """Returns `latent`, `latent_std`, `text_emb`, `text_mask` and `fps`; see `loader`.
 
     Each array is copied once, from its record to its place in the batch, and stays float16:
@@ -128,12 +130,12 @@ def stack_latents(samples: Iterable[Mapping], size: int, text_tokens: int) -> di
         if not batch:
             # zeros that nothing is written to cost nothing
             batch = {k: np.zeros((size, *sample["latent"].shape), np.float16) for k in _LATENTS}
-            batch["text_emb"] = np.zeros((size, text_tokens, width), np.float16)
+            texts = memory.take(size, text_tokens, width)
             batch["text_mask"] = np.zeros((size, text_tokens), bool)
             batch["fps"] = np.zeros(size, np.float32)
         batch["latent"][i], batch["fps"][i] = sample["latent"], sample["fps"]
         if sample["latent_std"].size:
             batch["latent_std"][i] = sample["latent_std"]
-        batch["text_emb"][i, :length] = text_emb_LE
+        texts.put(i, text_emb_LE)
         batch["text_mask"][i, :length] = True
-    return batch
+    return batch | {"text_emb": memory.lend(texts, size)}

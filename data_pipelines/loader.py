@@ -30,7 +30,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import absl.logging
 import numpy as np
 
-from data_pipelines import assignment, batches, reads, records, stream, transforms, workers
+from data_pipelines import (
+    assignment,
+    batches,
+    padded,
+    reads,
+    records,
+    stream,
+    transforms,
+    workers,
+)
 from data_pipelines import buckets as bucket_tables
 
 _FORMAT = 1  # of the stream: raise it when equal arguments give other batches
@@ -123,6 +132,7 @@ class Loader:
         self._worker_args = str(path), frame_interval, seed, cache_bytes // max(1, num_workers)
         self._samples = batches.Samples(self.reader, frame_interval, seed, cache_bytes)
         self._reads = reads.Reads(self._samples, deadline_seconds, self.bad_records)
+        self._memory = padded.Pool()
         self._rows_of = assignment.Assignment(self.reader, self.table, seed)
         sizes = [b.batch_size for b in self._buckets]
         self._stream = stream.Stream(self._rows_of, sizes, seed)
@@ -231,7 +241,7 @@ class Loader:
         if self.kind == "video":
             batch = batches.stack_videos(list(samples), self.tokenize, self.text_tokens)
         else:
-            batch = batches.stack_latents(samples, size, self.text_tokens)
+            batch = batches.stack_latents(samples, size, self.text_tokens, self._memory)
         self.bad_records.count_read(size)
         t = transforms.latent_frames(bucket.num_frames, self.time_stride, self.chunk_frames)
         rng = lambda slot, purpose: np.random.default_rng(
