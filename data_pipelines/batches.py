@@ -10,35 +10,60 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines import buckets, padded, records, transforms, video_io
+from data_pipelines import buckets, guard, padded, records, transforms, video_io, workers
 
+DECODER = "data_pipelines.batches:make_decoder"
+_DECODER_BYTES = 8 << 30  # of memory: as much as one clip may fill with pixels
 _LATENTS = ("latent", "latent_std")
 _FRAMES = 10  # purpose of random numbers: which frames
 
 
-def read_video(
-    record: Mapping,
-    bucket: buckets.Bucket,
-    frame_interval: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Decodes a clip of a record of kind video for its bucket, uint8 [T, H, W, 3].
+def video_sample(
+    content: bytes | memoryview, bucket: buckets.Bucket, frame_interval: int, seed: tuple[int, ...]
+) -> dict:
+    """Decodes a record of kind video for a bucket.
+
+    Args:
+        content: The record.
+        bucket: The size of the sample.
+        frame_interval: Every how many frames one is taken.
+        seed: Of the choice of frames.
 
     Raises:
         ValueError: If the clip cannot be decoded, naming it.
     """
+    record = records.decode("video", content)
     try:
         frames = transforms.choose_frames(
-            int(record["num_frames"]), bucket.num_frames, frame_interval, rng
+            int(record["num_frames"]),
+            bucket.num_frames,
+            frame_interval,
+            np.random.default_rng(seed),
         )
         video_THWC = video_io.decode(record["video"], frames.tolist())
-    except ValueError as error:
-        raise ValueError(f"clip {record['id']!r}: {error}") from error
-    return transforms.fit(video_THWC, bucket.height, bucket.width)
+        video_THWC = transforms.fit(video_THWC, bucket.height, bucket.width)
+    except (ValueError, MemoryError) as error:
+        why = str(error) or "decoding needs too much memory."
+        raise ValueError(f"clip {record['id']!r}: {why}") from error
+    fps = transforms.clip_fps(record["fps"], bucket.num_frames, frame_interval)
+    return {"video": video_THWC, "text": record["text"], "fps": fps}
+
+
+def decoders(count: int, deadline_seconds: float) -> workers.Pool:
+    """Returns children that call `video_sample` with tuples of its arguments."""
+    return workers.Pool(
+        count, DECODER, deadline_seconds=deadline_seconds, memory_bytes=_DECODER_BYTES
+    )
+
+
+def make_decoder() -> Callable[[tuple], dict]:
+    """Returns what a child does; it can do nothing else from now on."""
+    guard.enter(_DECODER_BYTES)
+    return lambda task: video_sample(*task)
 
 
 class Samples:
-    """Makes samples, in this process or in a worker.
+    """Makes samples in this process.
 
     Args:
         reader: The records.
@@ -61,14 +86,14 @@ class Samples:
         Raises:
             ValueError: If the record is damaged or cannot be decoded, naming it.
         """
-        row, bucket, step, slot = task
         if self.reader.kind == "latent":
-            return self._latent(row)
-        record = self.reader[row]
-        rng = np.random.default_rng((self.seed, step, slot, row, _FRAMES))
-        rate = transforms.clip_fps(record["fps"], bucket.num_frames, self.frame_interval)
-        video_THWC = read_video(record, bucket, self.frame_interval, rng)
-        return {"video": video_THWC, "text": record["text"], "fps": rate}
+            return self._latent(task[0])
+        return video_sample(self.reader.content(task[0]), *self.how(task))
+
+    def how(self, task: tuple[int, buckets.Bucket, int, int]) -> tuple:
+        """Returns what `video_sample` needs besides the record."""
+        row, bucket, step, slot = task
+        return bucket, self.frame_interval, (self.seed, step, slot, row, _FRAMES)
 
     def _latent(self, row: int) -> dict:
         """A sample, from memory if it was read before and there was room."""
@@ -91,13 +116,6 @@ class Samples:
         if len(getattr(self._local, "buffer", b"")) < size:
             self._local.buffer = np.empty(size, np.uint8)
         return self._local.buffer
-
-
-def make_worker(
-    folder: str, frame_interval: int, seed: int, cache_bytes: int
-) -> Callable[[tuple], dict]:
-    """Returns the function of a child process: task -> sample; see `Samples`."""
-    return Samples(records.Reader(folder), frame_interval, seed, cache_bytes)
 
 
 def stack_videos(samples: Sequence[Mapping], tokenize, text_tokens: int) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ which one is a function of (seed, step, place in the batch), so that the stream 
 every start. So is one whose read hung or killed its worker three times. `Loader.bad_records` holds
 them with the reason; more than a small share ends the run.
 
-JAX stays out: workers (`data_pipelines.workers`) cannot import it, and Grain, which would, is
-imported with JAX closed to it unless the program has JAX already.
+Videos are decoded in children that can do nothing else (`batches.make_decoder`). JAX stays out: it
+is closed to the children, and to Grain, which would import it, unless the program has it already.
 """
 
 import functools
@@ -30,21 +30,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import absl.logging
 import numpy as np
 
-from data_pipelines import (
-    assignment,
-    batches,
-    padded,
-    reads,
-    records,
-    stream,
-    transforms,
-    workers,
-)
+from data_pipelines import assignment, batches, padded, reads, records, stream, transforms
 from data_pipelines import buckets as bucket_tables
 
 _FORMAT = 1  # of the stream: raise it when equal arguments give other batches
 _MASK, _TEXT, _SUBSTITUTE = 11, 12, 13  # purposes of random numbers
-_WORKER = "data_pipelines.batches:make_worker"
 _SUBSTITUTES = 100  # tried for one place in a batch
 
 
@@ -67,11 +57,13 @@ class Loader:
         text_tokens: L.
         process_index: Which part of each batch is made here.
         process_count: Into how many equal parts batches are cut.
-        num_workers: Child processes that make batches; 0: threads of this process.
+        num_workers: Child processes that decode videos; 0: threads of this process do. Latents need
+            no decoding, and are read by threads.
         prefetch: Batches made ahead.
         cache_bytes: Memory for latents, kept after they are first read.
         deadline_seconds: For one record; a worker that takes longer is replaced.
         bad_limit: The largest share of bad records.
+        bad_list: A file that gets a line for each bad record.
 
     Raises:
         ValueError: If an argument is wrong or does not fit the data.
@@ -98,6 +90,7 @@ class Loader:
         cache_bytes: int = 1 << 30,
         deadline_seconds: float = 60.0,
         bad_limit: float = 0.01,
+        bad_list: str | os.PathLike | None = None,
     ):
         transforms.check_mask_ratios(mask_ratios)
         if not 0 <= text_dropout <= 1:
@@ -128,10 +121,9 @@ class Loader:
                 time_stride=time_stride,
                 chunk_frames=chunk_frames,
             )
-        self.bad_records = reads.BadRecords(self.num_rows, bad_limit, str(path))
-        self._worker_args = str(path), frame_interval, seed, cache_bytes // max(1, num_workers)
+        self.bad_records = reads.BadRecords(self.num_rows, bad_limit, str(path), bad_list)
         self._samples = batches.Samples(self.reader, frame_interval, seed, cache_bytes)
-        self._reads = reads.Reads(self._samples, deadline_seconds, self.bad_records)
+        self._reads = reads.Reads(self.reader, deadline_seconds, self.bad_records)
         self._memory = padded.Pool()
         self._rows_of = assignment.Assignment(self.reader, self.table, seed)
         sizes = [b.batch_size for b in self._buckets]
@@ -202,27 +194,24 @@ class Loader:
         Raises:
             RuntimeError: If too many records are bad, naming them.
         """
-        grain = _import_grain()
-        threads = max(min(self.prefetch, 16), self.num_workers)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        if self.num_workers == 0:
-            yield from self._map(grain, self._in_thread, start_step, options)
+        grain, threads = _import_grain(), min(self.prefetch, 16)
+        if self.num_workers == 0 or self.kind == "latent":
+            yield from self._map(grain, self._in_thread, start_step, threads)
             return
-        with workers.Pool(
-            self.num_workers, _WORKER, self._worker_args, self.deadline_seconds
-        ) as pool:
-            read = functools.partial(self._reads.ask_worker, pool)
+        with batches.decoders(self.num_workers, self.deadline_seconds) as pool:
+            read = lambda task: self._reads.in_child(pool, task[0], self._samples.how(task))
             make_batch = functools.partial(self._make, read=read)
-            yield from self._map(grain, make_batch, start_step, options)
+            yield from self._map(grain, make_batch, start_step, max(threads, self.num_workers))
 
     def _in_thread(self, step: int) -> dict[str, np.ndarray]:
         self._stream.at(step)  # may take long in a large data set, and is no read
-        return self._reads.patiently(functools.partial(self._make, step))
+        return self._reads.in_thread(functools.partial(self._make, step), self._samples)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self.iterate(0)
 
-    def _map(self, grain, function, start_step: int, options):
+    def _map(self, grain, function, start_step: int, threads: int):
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         steps = grain.MapDataset.range(start_step, start_step + (1 << 40))
         iterator = iter(steps.map(function).to_iter_dataset(options))
         try:

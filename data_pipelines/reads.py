@@ -6,15 +6,17 @@ too many of them are an error.
 """
 
 import collections
-import functools
+import json
+import os
+import pathlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import absl.logging
 
-from data_pipelines import batches, deadlines, workers
+from data_pipelines import deadlines, records, workers
 
-Task = tuple  # (row, bucket, step, slot)
+Task = tuple  # begins with the row
 _ATTEMPTS = 3
 _FIRST_ROWS = 1000  # the share of bad records counts at least so many
 
@@ -26,10 +28,14 @@ class BadRecords(Mapping[int, str]):
         num_rows: Records of the data set.
         limit: The largest share of bad records.
         name: Of the data set, for messages.
+        path: A file that gets a line {"row", "why"} for each.
     """
 
-    def __init__(self, num_rows: int, limit: float, name: str):
+    def __init__(
+        self, num_rows: int, limit: float, name: str, path: str | os.PathLike | None = None
+    ):
         self.num_rows, self.limit, self.name = num_rows, limit, name
+        self.path = None if path is None else pathlib.Path(path)
         self.num_read = 0
         self._why: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -49,7 +55,7 @@ class BadRecords(Mapping[int, str]):
             self.num_read += count
 
     def add(self, row: int, why: str):
-        """Takes down a bad record and logs it.
+        """Takes down a bad record.
 
         Raises:
             RuntimeError: If there are more of them than `limit` of the records read so far (or of
@@ -62,8 +68,11 @@ class BadRecords(Mapping[int, str]):
                 list(self._why.values()),
                 min(self.num_rows, max(_FIRST_ROWS, self.num_read)),
             )
+            if is_new and self.path:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps({"row": row, "why": why}) + "\n")
         if is_new:
-            absl.logging.warning("%s: record %d is replaced by another: %s", self.name, row, why)
+            absl.logging.warning("%s: record %d cannot be used: %s", self.name, row, why)
         if len(bad) > self.limit * counted:
             more = f" And {len(bad) - 20} more." if len(bad) > 20 else ""
             raise RuntimeError(
@@ -77,45 +86,55 @@ class Reads:
     """Makes samples with deadlines.
 
     Args:
-        samples: Task -> sample, in this process.
+        reader: The records.
         deadline_seconds: For one record.
         bad: Takes down what failed for good.
     """
 
-    def __init__(self, samples: batches.Samples, deadline_seconds: float, bad: BadRecords):
-        self._samples, self._reader = samples, samples.reader
-        self._seconds, self._bad = deadline_seconds, bad
+    def __init__(self, reader: records.Reader, deadline_seconds: float, bad: BadRecords):
+        self._reader, self._seconds, self._bad = reader, deadline_seconds, bad
         self._strikes: collections.Counter = collections.Counter()  # by row
 
-    def ask_worker(self, pool: workers.Pool, task: Task) -> dict:
-        """Makes a sample in a worker, and in another one if that dies over it.
+    def in_child(self, pool: workers.Pool, row: int, how: tuple) -> dict:
+        """Makes a sample of a video in a child, and in another one if that dies over it.
+
+        Args:
+            pool: `batches.decoders`: they get the record from here, and need not open a file.
+            row: The record.
+            how: The rest of the arguments of `batches.video_sample`.
 
         Raises:
             ValueError: If the record is bad, naming it.
         """
-        row = task[0]
-        if self._reader.is_remote:  # a copy may take longer than a read
-            deadlines.run(functools.partial(self._reader.fetch, row), self._seconds)
+
+        def read(report):
+            self._reader.fetch(row, report)
+            report("reading")
+            return bytes(self._reader.content(row))
+
         while True:
             try:
-                return pool(task)
+                return pool((deadlines.run(read, self._seconds), *how))
+            except deadlines.Stalled as error:
+                self._strike(row, str(error))
             except workers.WorkerDied as error:
                 if pool.closed:
                     raise
                 self._strike(row, str(error))
 
-    def patiently(self, make_batch: Callable[[Callable[[Task], dict]], dict]) -> dict:
-        """Returns make_batch(read) in a thread of this process, and leaves it behind if it hangs.
+    def in_thread(self, make_batch: Callable[[Callable[[Task], dict]], dict], sample) -> dict:
+        """Returns make_batch(read) of a thread of this process, and leaves it behind if it hangs.
 
         Args:
             make_batch: Asks `read` for its samples; is called again when a read has hung.
+            sample: Task -> sample, a `batches.Samples`.
         """
 
         def run(report):
             def read(task):
                 report(task[0])
                 self._reader.fetch(task[0], report=lambda what: report(task[0]))
-                return self._samples(task)
+                return sample(task)
 
             return make_batch(read)
 

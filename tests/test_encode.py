@@ -60,8 +60,9 @@ def clip_of(row, config, shards):
     table = buckets.Table(encoders.bucket_table(config), None, 1)
     facts = (record[name] for name in ("num_frames", "height", "width"))
     bucket = table.assign(*facts, row=row, epoch=0, seed=config.seed)
-    rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
-    return record, bucket, batches.read_video(record, bucket, 1, rng)[None]
+    choice = encoders.clip_choice(config, row, bucket)
+    content = records.Reader(shards).content(row)
+    return record, bucket, batches.video_sample(content, *choice)["video"][None]
 
 
 @pytest.mark.parametrize("row", [0, 11, 23, 35])
@@ -240,7 +241,8 @@ def test_damaged_clips_are_left_out_up_to_a_limit(config, shards, root, monkeypa
     builder.write_shards(root / "hurt", "video", 1, lambda _: iter(clips), key="")
     with pytest.raises(RuntimeError, match=f"1 of 36 records .*{clips[5]['id']}"):
         encode.encode(config, str(root / "hurt"), str(root / "from-hurt"))
-    monkeypatch.setattr(encode, "_BAD_LIMIT", 0.05)
+    config = config.copy_and_resolve_references()
+    config.data.bad_limit = 0.05
     meta = encode.encode(config, str(root / "hurt"), str(root / "from-hurt"))
     assert meta["num_records"] == 35
     ids = records.Reader(root / "from-hurt").index["id"].tolist()

@@ -1,9 +1,11 @@
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -211,11 +213,11 @@ def test_masks_dropout_and_frames_change_from_step_to_step(videos):
             drops += batch["drop_text"].tolist()
     assert len({tuple(m) for m in masks}) > 5
     assert 0.2 < np.mean(drops) < 0.8
-    reader, rng = records.Reader(videos), np.random.default_rng(0)
-    row = int(np.argmax(reader.index["num_frames"]))
+    reader = records.Reader(videos)
+    content = reader.content(int(np.argmax(reader.index["num_frames"])))
     bucket = next(b for b in made.used_buckets() if b.num_frames == 17)
-    starts = {batches.read_video(reader[row], bucket, 1, rng).tobytes() for _ in range(8)}
-    assert len(starts) > 2
+    clips = [batches.video_sample(content, bucket, 1, (seed,))["video"] for seed in range(8)]
+    assert len({clip.tobytes() for clip in clips}) > 2
 
 
 def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos, tmp_path):
@@ -242,6 +244,7 @@ def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos,
         "cache_bytes": 0,
         "deadline_seconds": 1.0,
         "bad_limit": 0.5,
+        "bad_list": tmp_path / "bad",
     }
     assert set(changes) | set(harmless) == set(inspect.signature(loader.Loader).parameters)
     base = load(videos).fingerprint
@@ -289,9 +292,11 @@ def test_jax_still_imports_after_the_loader(videos):
 
 def test_killed_and_stuck_workers_change_nothing(videos, monkeypatch):
     pools = []
-    real = loader.workers.Pool
+    real = batches.workers.Pool
     monkeypatch.setattr(
-        loader.workers, "Pool", lambda *args: pools.append(real(*args)) or pools[-1]
+        batches.workers,
+        "Pool",
+        lambda *args, **more: pools.append(real(*args, **more)) or pools[-1],
     )
     made = load(videos, num_workers=2, deadline_seconds=5.0)
     iterator = iter(made)
@@ -340,7 +345,7 @@ def test_a_damaged_record_is_found_told_and_replaced(latents, damaged, caplog):
             np.testing.assert_array_equal(found[name], wanted[name])
     assert replaced >= 2
     assert list(hurt.bad_records) == [BAD] and "'clip7'" in hurt.bad_records[BAD]
-    assert [r for r in caplog.messages if "record 7 is replaced by another" in r]
+    assert [r for r in caplog.messages if "record 7 cannot be used" in r]
 
 
 def test_the_substitute_is_the_same_everywhere(damaged):
@@ -379,11 +384,13 @@ def test_a_bucket_without_any_good_record_ends_the_run(latents, monkeypatch):
         load(latents, bad_limit=1.0).batch(0)
 
 
-def test_the_share_of_bad_records_counts_what_was_read():
-    bad = reads.BadRecords(100_000, 0.01, "data")
+def test_the_share_of_bad_records_counts_what_was_read(tmp_path):
+    bad = reads.BadRecords(100_000, 0.01, "data", tmp_path / "bad")
     for row in range(10):
         bad.add(row, f"clip {row} is bad.")
     bad.add(3, "again")
+    listed = [json.loads(line) for line in (tmp_path / "bad").read_text().splitlines()]
+    assert listed == [{"row": row, "why": f"clip {row} is bad."} for row in range(10)]
     with pytest.raises(RuntimeError, match=r"11 of 1000 records .* clip 0 is bad. clip 1 is bad"):
         bad.add(10, "clip 10 is bad.")
     bad.count_read(5000)
@@ -410,15 +417,21 @@ def test_a_clip_that_cannot_be_decoded_is_replaced(videos, tmp_path):
         assert repr(str(made[3]["id"])) in hurt.bad_records[3]
 
 
-def test_a_read_that_hangs_once_leaves_no_trace(latents, monkeypatch, caplog):
-    slow = hanging_reads(latents, monkeypatch, times=1)
-    made = load(latents, deadline_seconds=0.3)
-    iterator = iter(made)
-    for step in range(30):
-        same(next(iterator), load(latents).batch(step))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_read_that_hangs_once_leaves_no_trace(path, num_workers, monkeypatch, caplog):
+    made = load(path)
+    name = made.reader.index["id"][BAD]
+    start = next(step for step in range(60) if BAD in made.rows(step))
+    wanted = [made.batch(start + step) for step in range(2)]
+    slow = hanging_reads(path, monkeypatch, times=1)
+    made = load(path, deadline_seconds=2.0, num_workers=num_workers)
+    iterator = made.iterate(start)
+    for batch in wanted:
+        same(next(iterator), batch)
     iterator.close()
     assert slow == [0] and not made.bad_records
-    assert "reading clip 'clip7' (row 7): no answer within 0.3 s." in caplog.text
+    assert f"reading clip {str(name)!r} (row 7)" in caplog.text
+    assert "no answer within 2 s." in caplog.text
 
 
 def test_a_read_that_always_hangs_is_replaced(latents, damaged, monkeypatch):
@@ -433,35 +446,75 @@ def test_a_read_that_always_hangs_is_replaced(latents, damaged, monkeypatch):
     assert "'clip7'" in made.bad_records[BAD] and "3 times" in made.bad_records[BAD]
 
 
-def hanging_reads(latents, monkeypatch, times):
+def hanging_reads(path, monkeypatch, times):
     """Reads of record BAD hang for some times; returns how many of them are left."""
-    left, real = [times], batches.Samples.__call__
+    left, real = [times], records.Reader.content
 
-    def read(self, task):
-        if task[0] == BAD and left[0] > 0 and self.reader.folder == str(latents):
+    def content(self, row, *buffer):
+        if row == BAD and left[0] > 0 and self.folder == str(path):
             left[0] -= 1
             time.sleep(20)
-        return real(self, task)
+        return real(self, row, *buffer)
 
-    monkeypatch.setattr(batches.Samples, "__call__", read)
+    monkeypatch.setattr(records.Reader, "content", content)
     return left
 
 
-def make_deadly_worker(*args):
-    """A worker that is killed by record BAD."""
-    read = batches.make_worker(*args)
-    return lambda task: os.kill(os.getpid(), 9) if task[0] == BAD else read(task)
+def make_deadly_decoder():
+    """A decoder that is killed by record BAD."""
+    decode = batches.make_decoder()
+
+    def deadly(task):
+        if records.decode("video", task[0])["id"] == "clips/000007.mp4":
+            os.kill(os.getpid(), 9)
+        return decode(task)
+
+    return deadly
 
 
-def test_a_clip_that_kills_its_workers_is_replaced(latents, damaged, monkeypatch):
-    monkeypatch.setattr(loader, "_WORKER", "test_loader:make_deadly_worker")
-    made, other = load(latents, num_workers=1, bad_limit=0.1), load(damaged, bad_limit=0.1)
-    start = next(step for step in range(60) if BAD in made.rows(step))
+def test_a_clip_that_kills_its_decoders_is_replaced(videos, monkeypatch):
+    monkeypatch.setattr(batches, "DECODER", "test_loader:make_deadly_decoder")
+    made, whole = load(videos, num_workers=1, bad_limit=0.1), load(videos)
+    start = next(step for step in range(60) if BAD in whole.rows(step))
     iterator = made.iterate(start)
     for step in (start, start + 1):
-        same(next(iterator), other.batch(step))
+        found, wanted = next(iterator), whole.batch(step)
+        for slot, row in enumerate(whole.rows(step)):
+            if row != BAD:
+                np.testing.assert_array_equal(found["video"][slot], wanted["video"][slot])
+        assert BAD not in found["row"]
     iterator.close()
     assert "a worker process ended with code -9. So it was 3 times" in made.bad_records[BAD]
+
+
+def test_decoders_are_shut_in(videos, monkeypatch, tmp_path):
+    """What a taken decoder would try fails; what it asks for is told by the error of the clip."""
+    monkeypatch.setattr(batches, "DECODER", "test_loader:make_taken_decoder")
+    monkeypatch.setenv("SECRET", str(tmp_path / "secret"))
+    (tmp_path / "secret").write_text("a key")
+    made = load(videos, num_workers=1, bad_limit=1.0)
+    with pytest.raises(RuntimeError, match="are bad too"):
+        next(made.iterate())
+    told = " ".join(made.bad_records.values())
+    assert "read: Permission denied. connect: Operation not permitted." in told
+
+
+def make_taken_decoder():
+    batches.make_decoder()
+
+    def taken(task):
+        said = ""
+        for name, act in (
+            ("read", lambda: pathlib.Path(os.environ["SECRET"]).read_text()),
+            ("connect", lambda: socket.create_connection(("127.0.0.1", 9))),
+        ):
+            try:
+                said += f"{name}: {act()}. "
+            except OSError as error:
+                said += f"{name}: {error.strerror}. "
+        raise ValueError(said)
+
+    return taken
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -508,10 +561,10 @@ def test_the_order_is_the_same_for_any_hosts_and_from_any_start(seed, tmp_path):
             assert set(taken[epoch * len(mine) : (epoch + 1) * len(mine)]) == mine
 
 
-def test_any_number_of_workers_gives_the_same_order(latents):
-    wanted = [load(latents).batch(step) for step in range(11, 15)]
+def test_any_number_of_workers_gives_the_same_order(path):
+    wanted = [load(path).batch(step) for step in range(11, 15)]
     for num_workers in (1, 3):
-        for one, two in zip(wanted, first(latents, 4, 11, num_workers=num_workers), strict=True):
+        for one, two in zip(wanted, first(path, 4, 11, num_workers=num_workers), strict=True):
             same(one, two)
 
 

@@ -62,8 +62,8 @@ def test_latents_of_real_videos_decode_as_the_videos_themselves_do(shards, confi
             ).used_buckets()
             if b.aspect == record["aspect"]
         )
-        rng = np.random.default_rng((config.seed, row, encode.FRAMES_PURPOSE))
-        video = batches.read_video(clip, bucket, 1, rng)
+        choice = encoders.clip_choice(config, row, bucket)
+        video = batches.video_sample(source.content(row), *choice)["video"]
         mean, _ = encode_video(frozen, video[None], None)
         direct = np.asarray(decode(frozen, mean, 17)).astype(int)
         stored = np.asarray(decode(frozen, record["latent"][None].astype(np.float32), 17))

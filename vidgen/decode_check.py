@@ -9,8 +9,6 @@ import numpy as np
 from data_pipelines import batches, buckets, records, video_io
 from vidgen import digests, encoders
 
-FRAMES_PURPOSE = 20  # of random numbers: which frames of a clip are encoded
-
 
 def check(config, source: str, out: str, count: int) -> list[tuple[str, str, float]]:
     """Decodes samples of a data set, and writes each beside its original to OUT.check/NUMBER.mp4.
@@ -37,8 +35,8 @@ def check(config, source: str, out: str, count: int) -> list[tuple[str, str, flo
         row, sizes = rows[record["id"]], (int(record[k]) for k in ("height", "width"))
         num_frames = int(record["num_frames"])
         bucket = buckets.Bucket(record["resolution"], num_frames, record["aspect"], *sizes, None)
-        rng = np.random.default_rng((config.seed, row, FRAMES_PURPOSE))
-        video_THWC = batches.read_video(videos[row], bucket, config.data.frame_interval, rng)
+        choice = encoders.clip_choice(config, row, bucket)
+        video_THWC = batches.video_sample(videos.content(row), *choice)["video"]
         latent_1thwc = record["latent"][None].astype(np.float32)
         decoded_THWC = np.asarray(decode(frozen, latent_1thwc, num_frames))[0]
         error = np.square(video_THWC.astype(np.float64) - decoded_THWC).mean()

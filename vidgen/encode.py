@@ -37,17 +37,14 @@ from data_pipelines import (
     builder,
     reads,
     records,
-    transforms,
 )
 from vidgen import command_line, decode_check, encoders, runtime
 
 SHARD_CLIPS = 512
 BATCH_CLIPS = 16  # encoded at once
 _FORMAT = 1  # raise it when equal inputs give other latents
-FRAMES_PURPOSE = decode_check.FRAMES_PURPOSE
 _NOISE_PURPOSE = 21  # of random numbers: samples of latents
-_BAD_LIMIT = 0.01  # share of clips that may turn out to be damaged
-_READERS = min(8, os.cpu_count() or 1)  # threads that decode the next batch
+_DECODERS = min(8, os.cpu_count() or 1)  # children, where the config does not say
 
 
 def encode(
@@ -77,7 +74,7 @@ def encode(
     Raises:
         ValueError: If the source holds no videos, no clip fits a bucket, or `out` holds something
             else.
-        RuntimeError: If more than one in a hundred clips turns out to be damaged.
+        RuntimeError: If more clips turn out to be damaged than `config.data.bad_limit` allows.
         SystemExit: If the process was asked to stop.
     """
     if not 0 <= process_index < process_count:
@@ -97,11 +94,11 @@ def encode(
     key = _key(config, reader, frozen, every_bucket, sampled)
     if meta := builder.finished(out, key):
         return meta
-    encode_batch = _make_encode_batch(models, frozen)
-    clips = _Clips(reader, config, models.tokenize, encode_batch, sampled)
     num_shards = -(-len(assigned) // SHARD_CLIPS)
     mine = range(process_index, num_shards, process_count)
-    with builder.quicker(out, key):
+    bad_list = f"{os.path.abspath(out)}.bad-{process_index}.jsonl"
+    bad = reads.BadRecords(len(reader), config.data.bad_limit, source, bad_list)
+    with builder.quicker(out, key), _Clips(config, reader, models, frozen, bad, sampled) as clips:
         work = builder.start(out, "latent", num_shards, key=key)
         todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
         progress = {"total": len(mine), "initial": len(mine) - len(todo)}
@@ -169,13 +166,20 @@ def _make_encode_batch(models, frozen):
     return lambda *arrays: jax.device_get(run(frozen, *arrays))
 
 
-class _Clips:
-    """Encodes clips by their rows."""
+class _Clips(contextlib.AbstractContextManager):
+    """Encodes clips by their rows; children decode the next batch."""
 
-    def __init__(self, reader, config, tokenize, encode_batch, sampled: bool):
-        self.reader, self.config, self.tokenize = reader, config, tokenize
-        self.encode_batch, self.sampled = encode_batch, sampled
-        self.bad = reads.BadRecords(len(reader), _BAD_LIMIT, str(reader.folder))
+    def __init__(self, config, reader, models, frozen, bad: reads.BadRecords, sampled: bool):
+        self.config, self.reader, self.tokenize = config, reader, models.tokenize
+        self.encode_batch, self.bad, self.sampled = _make_encode_batch(models, frozen), bad, sampled
+        self.reads = reads.Reads(reader, config.data.deadline_seconds, bad)
+        num_decoders = config.data.workers or _DECODERS
+        self.threads = concurrent.futures.ThreadPoolExecutor(num_decoders)
+        self.decoders = batches.decoders(num_decoders, config.data.deadline_seconds)
+
+    def __exit__(self, *_):
+        self.decoders.close()
+        self.threads.shutdown(cancel_futures=True)
 
     def encode(self, part):
         """Yields the records of [(row, bucket)] in this order, damaged clips left out."""
@@ -188,50 +192,45 @@ class _Clips:
             for start in range(0, len(rows), BATCH_CLIPS)
         ]
         made: dict = {}
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-            read = lambda bucket, rows: [pool.submit(self._read, row, bucket) for row in rows]
-            ahead = read(*todo[0])
-            for i, (bucket, rows) in enumerate(todo):
-                clips = [future.result() for future in ahead]
-                ahead = read(*todo[i + 1]) if i + 1 < len(todo) else []
-                if runtime.should_stop():
-                    pool.shutdown(cancel_futures=True)
-                    raise SystemExit(runtime.EXIT_PREEMPTED)
-                found = [(row, *clip) for row, clip in zip(rows, clips, strict=True) if clip]
-                if found:
-                    made |= self._encode_batch(bucket, found)
+        read = lambda bucket, rows: [self.threads.submit(self._read, row, bucket) for row in rows]
+        ahead = read(*todo[0])
+        for i, (bucket, rows) in enumerate(todo):
+            clips = [future.result() for future in ahead]
+            ahead = read(*todo[i + 1]) if i + 1 < len(todo) else []
+            if runtime.should_stop():
+                raise SystemExit(runtime.EXIT_PREEMPTED)
+            found = [(row, clip) for row, clip in zip(rows, clips, strict=True) if clip]
+            if found:
+                made |= self._encode_batch(bucket, found)
         for pair in part:
             if pair in made:
                 yield made[pair]
 
     def _read(self, row, bucket):
-        """(record, pixels) of a clip, or None where it is damaged."""
-        rng = np.random.default_rng((self.config.seed, row, FRAMES_PURPOSE))
+        """The sample of a clip, or None where it is damaged."""
         try:
-            record = self.reader[row]
-            interval = self.config.data.frame_interval
-            return record, batches.read_video(record, bucket, interval, rng)
+            choice = encoders.clip_choice(self.config, row, bucket)
+            return self.reads.in_child(self.decoders, row, choice)
         except ValueError as error:
             self.bad.add(row, str(error))
             return None
 
     def _encode_batch(self, bucket, found) -> dict[tuple, dict]:
         padded = found + found[-1:] * (BATCH_CLIPS - len(found))  # one shape, one program
-        video_BTHWC = np.stack([video_THWC for _, _, video_THWC in padded])
-        ids_BL, mask_BL = self.tokenize([record["text"] for _, record, _ in padded])
+        video_BTHWC = np.stack([clip["video"] for _, clip in padded])
+        ids_BL, mask_BL = self.tokenize([clip["text"] for _, clip in padded])
         mean_Bthwc, std_Bthwc, text_BLE = self.encode_batch(video_BTHWC, ids_BL, mask_BL)
-        interval = self.config.data.frame_interval
         made = {}
-        for i, (row, record, _) in enumerate(found):
+        for i, (row, clip) in enumerate(found):
             latent, std = mean_Bthwc[i], std_Bthwc[i]
             if self.sampled:
                 rng = np.random.default_rng((self.config.seed, row, _NOISE_PURPOSE))
                 latent = latent + std * rng.standard_normal(std.shape, np.float32)
                 std = std[:0]
             made[row, bucket] = {
-                "id": record["id"],
-                "text": record["text"],
-                "fps": transforms.clip_fps(record["fps"], bucket.num_frames, interval),
+                "id": str(self.reader.index["id"][row]),
+                "text": clip["text"],
+                "fps": clip["fps"],
                 "num_frames": bucket.num_frames,
                 "height": bucket.height,
                 "width": bucket.width,

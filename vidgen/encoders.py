@@ -16,6 +16,7 @@ from data_pipelines import buckets, tokenizer
 from vidgen import checkpoint, compat, published, weights
 from vidgen.models import layers, text, vae
 
+_FRAMES = 20  # purpose of random numbers: which frames of a clip are encoded
 _TOKEN_MULTIPLE = 8  # padded tokens of a frame: flash kernels want even lengths
 
 
@@ -71,6 +72,11 @@ def bucket_table(config) -> dict[str, dict[int, tuple]]:
                 name=f"data.buckets.{resolution}: frames",
             )
     return table
+
+
+def clip_choice(config, row: int, bucket: buckets.Bucket) -> tuple:
+    """What becomes of a clip that is encoded once: the arguments of `batches.video_sample`."""
+    return bucket, config.data.frame_interval, (config.seed, row, _FRAMES)
 
 
 class Encoders:

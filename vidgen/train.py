@@ -37,8 +37,10 @@ MAY_CHANGE += ("data.bad_limit", "log", "mesh", "num_steps", "preview", "shardin
 MAY_CHANGE += ("watchdog_seconds",)
 
 
-def make_loader(config, task) -> loader_lib.Loader:
+def make_loader(config, task, folder) -> loader_lib.Loader:
     """The loader of a config, for this process's part of every batch.
+
+    Clips that cannot be read are listed in `folder`/bad_clips-PROCESS.jsonl.
 
     Raises:
         ValueError: If the data are not there, or do not fit the config.
@@ -61,6 +63,7 @@ def make_loader(config, task) -> loader_lib.Loader:
         text_dropout=config.data.text_dropout,
         num_workers=config.data.workers,
         **{name: config.data[name] for name in ("deadline_seconds", "bad_limit")},
+        bad_list=pathlib.Path(folder) / f"bad_clips-{jax.process_index()}.jsonl",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **task.loader_settings,
@@ -78,7 +81,7 @@ def train(config, folder) -> int:
     """
     with runtime.refusing():
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
-        loader, frozen = make_loader(config, task), task.load_frozen()
+        loader, frozen = make_loader(config, task, folder), task.load_frozen()
         mesh = sharding.make_mesh(config.mesh.to_dict())
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
