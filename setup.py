@@ -8,7 +8,7 @@ from setuptools import find_namespace_packages, setup
 CORE = [
     "absl-py",
     "array_record",  # the shards of a data set: TFDS writes them, Grain reads them
-    "av>=18,<19",  # FFmpeg's libraries; 19 has no `metadata_errors`, which video_io needs
+    "av>=18,<19",  # FFmpeg's libraries; 19 has no `metadata_errors`, which opening.py needs
     "einops",
     "flax>=0.12",
     "fsspec",  # clips and shards elsewhere than on this machine

@@ -26,7 +26,7 @@ import tqdm
 import data_pipelines.sources.miradata as miradata
 import data_pipelines.sources.rows as rows
 import data_pipelines.sources.tables as tables
-from data_pipelines import guard, video_io, workers
+from data_pipelines import guard, media, video_io, workers
 
 SOME_FAILED = 3
 MAX_CUT_BYTES = 384 << 20  # a clip of MiraData has 88 MB on average
@@ -48,7 +48,7 @@ def cut(file: BinaryIO, start: float, end: float) -> tuple[bytes, float]:
     Raises:
         MediaError: If it cannot be read, or has nothing at these times.
     """
-    format = video_io.sniff(file.read(16))
+    format = media.sniff(file.read(16))
     file.seek(0)
     if format not in ("mov", "matroska", "avi"):
         raise video_io.MediaError("unknown format", "not a video file.")

@@ -31,7 +31,7 @@ import time
 
 import tqdm
 
-from data_pipelines import fetch, fetch_lists, video_io, web
+from data_pipelines import fetch, fetch_lists, media, web
 
 FETCHER = (
     "yt-dlp --no-playlist --no-progress -S res:1080,vcodec:h264,ext:mp4 --merge-output-format mp4 "
@@ -201,7 +201,7 @@ class Download:
             message = f"{command[0]} ends with code {process.returncode}: {said!a}"
             raise web.FetchError("fetcher failed", message)
         with open(part, "rb") as file:
-            if video_io.sniff(file.read(16)) is None:
+            if media.sniff(file.read(16)) is None:
                 raise web.FetchError("no video", f"{command[0]} fetched no video file.")
             file.seek(0)
             digest = fetch.hash_file(file)

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 class MediaError(ValueError):
     """A file that cannot be used. `reason` is one short word or two for counting."""

@@ -27,7 +27,7 @@ import pathlib
 import numpy as np
 import tqdm
 
-from data_pipelines import video_io
+from data_pipelines import encoding
 
 SHAPES = ("circle", "bar", "triangle")
 COLOURS = {  # sRGB, far apart in hue, and from the backgrounds also at half the chroma resolution
@@ -286,7 +286,7 @@ def write(folder: str | os.PathLike, *, clips: int, images: int, seed: int) -> p
         if (folder / clip.name).exists():
             continue
         frames = render(clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng)
-        encoded = video_io.encode_png(frames[0]) if image else video_io.encode_mp4(frames, clip.fps)
+        encoded = encoding.encode_png(frames[0]) if image else encoding.encode_mp4(frames, clip.fps)
         _write_whole(folder / clip.name, encoded)
     lines = [["path", "text"], *table]
     part = folder / "clips.csv.part"

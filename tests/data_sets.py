@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from data_pipelines import shapes, video_io
+from data_pipelines import encoding, shapes
 
 OPENVID_COLUMNS = (
     *("video", "caption", "aesthetic score", "motion score", "temporal consistency score"),
@@ -73,7 +73,7 @@ def write_openvid(folder: pathlib.Path, clips: int = 6) -> DataSet:
     rows, texts = [], {}
     for i, name in enumerate(names):
         frames, texts[name] = draw(i)
-        parts[i % 3][name] = video_io.encode_mp4(frames, FPS)
+        parts[i % 3][name] = encoding.encode_mp4(frames, FPS)
         scores = {"aesthetic score": 4 + i / 10, "motion score": 1.5 + i}
         scores |= {"temporal consistency score": 0.99, "camera motion": "pan_left"}
         facts = {"frame": len(frames), "fps": FPS, "seconds": len(frames) / FPS}
@@ -127,7 +127,7 @@ def write_miradata(folder: pathlib.Path, clips: int = 4) -> DataSet:
             )
         path = folder / f"raw_video/{raw}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(video_io.encode_mp4(np.concatenate(pieces), FPS))
+        path.write_bytes(encoding.encode_mp4(np.concatenate(pieces), FPS))
     lost = "5000.0"
     rows.append({**rows[0], "clip_id": lost, "file_path": "video_clips/000000005/x.mp4"})
     table = write_table(folder / "miradata_v1_tiny.csv", MIRADATA_COLUMNS, rows)

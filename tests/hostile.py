@@ -32,7 +32,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from data_pipelines import guard, media, video_io, workers
+from data_pipelines import display, encoding, guard, media, opening, probes, video_io, workers
 from tests import valid_media
 
 MEMORY_BYTES = 512 << 20
@@ -534,7 +534,7 @@ def make_checker(plain: bool = False):
                 for plane in frame.planes:
                     pixels.update(plane)
                 if number == 0 and frame.width == frame.height == 64:
-                    seen = video_io.to_rgb(frame).reshape(-1, 3).mean(0)
+                    seen = display.to_rgb(frame).reshape(-1, 3).mean(0)
                     canary = int(np.abs(seen - CANARY_RGB).max() < 30)
             else:
                 pixels.update(frame.tobytes())
@@ -554,18 +554,18 @@ def make_checker(plain: bool = False):
     return check
 
 
-def _plain_check(file, visit) -> video_io.Probe:
+def _plain_check(file, visit) -> probes.Probe:
     """Decodes as most code does: whatever raises no error is taken."""
     try:
         if media.sniff(file.read(16)) in ("png", "jpeg", "webp"):
             with Image.open(file) as image:
                 visit(0, image.convert("RGB"))
-                return video_io.Probe("image", "", 1, image.height, image.width, 0.0)
+                return probes.Probe("image", "", 1, image.height, image.width, 0.0)
         file.seek(0)
         with av.open(file) as container:
             for number, frame in enumerate(container.decode(video=0)):
                 visit(number, frame)
-            return video_io.Probe("video", "", number + 1, frame.height, frame.width, 0.0)
+            return probes.Probe("video", "", number + 1, frame.height, frame.width, 0.0)
     except Exception as error:
         raise media.MediaError("damaged", str(error)) from error
 
@@ -615,7 +615,7 @@ def run(
         def one(number: int, case: Case):
             path = _place(case, folder, number)
             try:
-                with video_io._open_regular(path) as file:
+                with opening.open_regular(path) as file:
                     return case, pool(0, [file])
             except media.MediaError as error:
                 return case, {"status": "refused", "reason": error.reason, "message": str(error)}
@@ -681,7 +681,7 @@ def _place(case: Case, folder: pathlib.Path, number: int) -> pathlib.Path:
 def _write_canary(path: pathlib.Path):
     buffer = io.BytesIO()
     frames = np.broadcast_to(np.array(CANARY_RGB, np.uint8), (3, 64, 64, 3))
-    buffer.write(video_io.encode_mp4(frames, 24))
+    buffer.write(encoding.encode_mp4(frames, 24))
     path.write_bytes(buffer.getvalue())
 
 

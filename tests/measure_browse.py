@@ -21,7 +21,7 @@ import urllib.parse
 
 import numpy as np
 
-from data_pipelines import ledger, video_io
+from data_pipelines import encoding, ledger
 from data_pipelines.browse import page, previews, serve, thumbnail
 
 _MEASURE = """
@@ -109,7 +109,7 @@ class _Repeated:
         video_THWC = np.random.default_rng(0).integers(100, 118, (30, 9, 16, 3), np.uint8)
         video_THWC = video_THWC.repeat(15, 1).repeat(15, 2)
         made = [
-            thumbnail.make(thumbnail.Task(video_io.encode_mp4(np.roll(video_THWC, i, 0), 12.0)))
+            thumbnail.make(thumbnail.Task(encoding.encode_mp4(np.roll(video_THWC, i, 0), 12.0)))
             for i in range(8)
         ]
         self.previews = itertools.cycle(made)

@@ -22,7 +22,7 @@ import time
 import av
 import imageio_ffmpeg
 
-from data_pipelines import guard, video_io, workers
+from data_pipelines import guard, probes, video_io, workers
 from tests import valid_media
 
 # name -> (size, frames at 24 fps, files); the web's usual settings
@@ -73,7 +73,7 @@ def make_checker():
     """Returns what a guarded child does with a file: digest and check."""
     guard.enter()
 
-    def check(_, file) -> tuple[str, video_io.Probe]:
+    def check(_, file) -> tuple[str, probes.Probe]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return digest, video_io.check(file)
 

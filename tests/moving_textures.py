@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from data_pipelines import clips, video_io
+from data_pipelines import clips, encoding
 
 SIZE = 1024  # of the texture
 
@@ -65,7 +65,7 @@ def camera_move(
 
 def mp4(video_THWC: np.ndarray, fps: float = 24.0, **options) -> io.BytesIO:
     """Encodes a clip into a file in memory."""
-    return io.BytesIO(video_io.encode_mp4(video_THWC, fps, **options))
+    return io.BytesIO(encoding.encode_mp4(video_THWC, fps, **options))
 
 
 def clip(**fields) -> clips.Clip:

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from data_pipelines import assignment, buckets, builder, ledger, records, video_io
+from data_pipelines import assignment, buckets, builder, encoding, ledger, records, video_io
 from data_pipelines.browse import __main__ as command
 from data_pipelines.browse import columns, page, previews, serve, thumbnail
 
@@ -54,9 +54,9 @@ def data(tmp_path_factory):
         is_image = i == KEPT - 1
         video_THWC = clip(i, 20 - i if i < 6 else 5, 32 + 32 * (i % 2))
         content = (
-            video_io.encode_png(video_THWC[0])
+            encoding.encode_png(video_THWC[0])
             if is_image
-            else video_io.encode_mp4(video_THWC, 24.0 if i % 3 else 12.0)
+            else encoding.encode_mp4(video_THWC, 24.0 if i % 3 else 12.0)
         )
         probe = video_io.check(content)
         facts = {k: getattr(probe, k) for k in ("num_frames", "height", "width", "fps")}
@@ -236,7 +236,7 @@ def test_the_bytes_of_one_preview_lie_where_places_says(out):
 def test_previews_are_small_of_large_clips_and_start_where_the_clip_does():
     video_THWC = np.zeros((40, 180, 480, 3), np.uint8)
     video_THWC[20:] = 255
-    content = video_io.encode_mp4(video_THWC, 10.0)
+    content = encoding.encode_mp4(video_THWC, 10.0)
     first, second = (
         thumbnail.make(thumbnail.Task(content)),
         thumbnail.make(thumbnail.Task(content, 2.0)),

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data_pipelines import clips, video_io
+from data_pipelines import clips, encoding, video_io
 from tests import data_sets
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
@@ -79,7 +79,7 @@ def test_fsspec_opens_the_same_chained_names(archives):
 def test_a_video_decodes_from_an_archive(tmp_path):
     frames, _ = data_sets.draw(0)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("v.mp4", video_io.encode_mp4(frames, 12))
+        archive.writestr("v.mp4", encoding.encode_mp4(frames, 12))
     with clips.open_binary(f"zip://v.mp4::{tmp_path}/a.zip") as file:
         assert video_io.check(file.read()).num_frames == len(frames)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipelines import video_io
+from data_pipelines import display, video_io
 from tests import hostile, valid_media
 
 
@@ -78,7 +78,7 @@ def test_orientations_turn_as_exif_says(orientation):
     exif = image.getexif()
     exif[0x0112] = orientation
     image.info["exif"] = exif.tobytes()
-    turned = video_io._turn(np.asarray(image), orientation)
+    turned = display.turn(np.asarray(image), orientation)
     np.testing.assert_array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
 
 

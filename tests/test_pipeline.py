@@ -15,7 +15,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from configs import data
-from data_pipelines import builder, ledger, pipeline, records, shapes, video_io, workers
+from data_pipelines import builder, encoding, ledger, pipeline, records, shapes, video_io, workers
 from data_pipelines.stages import cut, parts, plan, select
 from tests import data_sets, moving_textures
 
@@ -140,7 +140,7 @@ def test_a_folder_takes_captions_from_the_files_beside(source, tmp_path):
 def test_real_videos_sound_and_odd_formats_go_through(source, tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (20, 80, 48, 3)).astype(np.uint8)
-    (tmp_path / "portrait.mp4").write_bytes(video_io.encode_mp4(noise, 29.97))
+    (tmp_path / "portrait.mp4").write_bytes(encoding.encode_mp4(noise, 29.97))
     lines = [(str(path), f"a video of {path.stem}") for path in REAL] + [("portrait.mp4", "noise")]
     table = write_csv(tmp_path / "t.csv", lines)
     pipeline.ingest(f"{table}?root=/", tmp_path / "out", num_workers=2)
@@ -260,7 +260,7 @@ def test_a_copy_and_a_near_copy_are_left_out_for_the_best(tmp_path):
     other, _ = data_sets.draw(5)
     small = frames[:, ::2, ::2]
     for name, video in (("a", small), ("b", frames), ("d", other)):
-        (tmp_path / f"{name}.mp4").write_bytes(video_io.encode_mp4(video, 12))
+        (tmp_path / f"{name}.mp4").write_bytes(encoding.encode_mp4(video, 12))
         (tmp_path / f"{name}.txt").write_text(caption)
     shutil.copy(tmp_path / "a.mp4", tmp_path / "c.mp4")
     shutil.copy(tmp_path / "a.txt", tmp_path / "c.txt")
@@ -283,7 +283,7 @@ def test_a_copy_and_a_near_copy_are_left_out_for_the_best(tmp_path):
 def test_scenes_become_clips_of_exactly_their_frames(tmp_path):
     moves = [moving_textures.camera_move(n, 96, 128, right=1, seed=n) for n in (30, 40)]
     film = np.concatenate([*moves, moves[0][:8]])
-    (tmp_path / "film.mp4").write_bytes(video_io.encode_mp4(film, 25, crf=0))
+    (tmp_path / "film.mp4").write_bytes(encoding.encode_mp4(film, 25, crf=0))
     (tmp_path / "film.txt").write_text("a texture")
     config = data.base()
     config.cuts.enabled = True
@@ -324,7 +324,7 @@ def test_a_clip_that_fails_at_the_encoder_gets_a_verdict_and_its_neighbours_stay
     tmp_path, monkeypatch
 ):
     moves = [moving_textures.camera_move(30, 48, 64, right=2, seed=n) for n in (1, 2, 3)]
-    (tmp_path / "film.mp4").write_bytes(video_io.encode_mp4(np.concatenate(moves), 25))
+    (tmp_path / "film.mp4").write_bytes(encoding.encode_mp4(np.concatenate(moves), 25))
     (tmp_path / "film.txt").write_text("a texture")
     config = data.base()
     config.cuts.enabled = True

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from configs import data
-from data_pipelines import ledger, pipeline, records, video_io
+from data_pipelines import encoding, ledger, pipeline, records, video_io
 from tests import hostile
 
 CAPTIONS = {
@@ -26,7 +26,7 @@ def write(folder, count):
             path = hostile._place(case, folder, number)
             cases[path.name] = case
             table.write(json.dumps({"path": path.name, "text": f"clip {number}"}) + "\n")
-        good = video_io.encode_mp4(video_io.decode(valid(cases)), 12)
+        good = encoding.encode_mp4(video_io.decode(valid(cases)), 12)
         for name, caption in CAPTIONS.items():
             (folder / f"{name}.mp4").write_bytes(good)
             table.write(json.dumps({"path": f"{name}.mp4", "text": caption}) + "\n")

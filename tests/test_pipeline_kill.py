@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import builder, shapes, video_io
+from data_pipelines import builder, encoding, shapes
 from tests import moving_textures
 
 FLAGS = ["--num_workers=2", "--config.cuts.enabled=true", "--config.scores=phash"]
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     clip = (folder / "clips/000001.mp4").read_bytes()
     for number in range(4):
         moves = [moving_textures.camera_move(20, 32, 48, right=1, seed=s) for s in (0, number + 1)]
-        content = video_io.encode_mp4(np.concatenate(moves), 10)
+        content = encoding.encode_mp4(np.concatenate(moves), 10)
         (folder / f"film{number}.mp4").write_bytes(content)
         (folder / f"copy{number}.mp4").write_bytes((clip, b"", clip[:500], content)[number])
         lines += [f"film{number}.mp4,a film\n", f"copy{number}.mp4,a copy\n"]

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 
 from configs import data
-from data_pipelines import ledger, pipeline, records, shapes, video_io
+from data_pipelines import encoding, ledger, pipeline, records, shapes
 from data_pipelines.stages import clip_scores
 from tests import test_captioner
 
@@ -17,7 +17,7 @@ def source(folder):
     table = shapes.write(folder, clips=12, images=0, seed=0)
     with open(table, newline="") as file:
         paths = [line["path"] for line in csv.DictReader(file)]
-    (folder / "short.mp4").write_bytes(video_io.encode_mp4(np.zeros((3, 32, 32, 3), np.uint8), 12))
+    (folder / "short.mp4").write_bytes(encoding.encode_mp4(np.zeros((3, 32, 32, 3), np.uint8), 12))
     with open(table, "w", newline="") as file:
         csv.writer(file).writerows(
             [("path", "text"), *((path, "") for path in [*paths, "short.mp4"])]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from data_pipelines import batches, loader, pipeline, records, video_io
+from data_pipelines import batches, encoding, loader, pipeline, records
 from vidgen import encode, encoders
 
 ASSETS = pathlib.Path(__file__).parent.parent / "vidgen" / "assets"
@@ -32,7 +32,7 @@ def shards(tmp_path_factory):
     y, x = np.mgrid[0:80, 0:48]
     waves = [127 + 120 * np.sin((x + 2 * y + 3 * frame) / 9) for frame in range(20)]
     portrait = np.repeat(np.stack(waves)[..., None], 3, axis=-1).astype(np.uint8)
-    (folder / "portrait.mp4").write_bytes(video_io.encode_mp4(portrait, 29.97))
+    (folder / "portrait.mp4").write_bytes(encoding.encode_mp4(portrait, 29.97))
     (folder / "text.mp4").write_text("no video")
     lines = ["path,text", "portrait.mp4,moving waves", "text.mp4,nothing"]
     lines += [f"{path},a video of {path.stem}" for path in files]

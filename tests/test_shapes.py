@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import buckets, judge, shapes, transforms, video_io
+from data_pipelines import buckets, encoding, judge, probes, shapes, transforms, video_io
 
 CLIPS = 150
 
@@ -29,7 +29,7 @@ def encoded():
         frames = shapes.render(
             clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng
         )
-        video = video_io.decode(video_io.encode_mp4(frames, clip.fps), range(17))
+        video = video_io.decode(encoding.encode_mp4(frames, clip.fps), range(17))
         result.append((clip, shrink(video)))
     return result
 
@@ -66,7 +66,7 @@ def test_judge_of_an_image_has_no_motion():
     for number in range(20):
         clip, rng = shapes.plan(number, image=True, seed=3)
         frames = shapes.render(clip.attributes, clip.height, clip.width, 1, None, rng)
-        seen = judge.judge(shrink(frames), video_io.IMAGE_FPS)
+        seen = judge.judge(shrink(frames), probes.IMAGE_FPS)
         assert seen == dataclasses.asdict(clip.attributes)
 
 
@@ -189,7 +189,7 @@ def test_h264_keeps_the_colours(encoded):
         frames = shapes.render(
             clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng
         )
-        video = video_io.decode(video_io.encode_mp4(frames, clip.fps))
+        video = video_io.decode(encoding.encode_mp4(frames, clip.fps))
         assert video.shape == frames.shape
         seen = judge.measure(video, clip.fps)
         # 12 of 255: rounding to 8-bit YUV and quantisation at crf 10

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_pipelines import clips, sources, video_io
+from data_pipelines import clips, encoding, sources, video_io
 from tests import data_sets
 
 HOSTILE = {  # path or id -> the reason that its row is refused for
@@ -308,7 +308,7 @@ def write_tar(path, members):
 
 
 def test_webdataset_shards_become_clips_read_in_place(tmp_path):
-    videos = {f"{i:03d}": video_io.encode_mp4(data_sets.draw(i)[0], 12) for i in range(3)}
+    videos = {f"{i:03d}": encoding.encode_mp4(data_sets.draw(i)[0], 12) for i in range(3)}
     for shard in range(2):
         members = []
         for key, content in videos.items():

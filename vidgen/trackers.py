@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from data_pipelines import video_io
+from data_pipelines import encoding
 from vidgen import digests
 
 
@@ -116,7 +116,7 @@ class WandB:
         self._run.log(dict(values), step=step)
 
     def video(self, step: int, name: str, video_THWC: np.ndarray, fps: float) -> None:
-        clip = io.BytesIO(video_io.encode_mp4(video_THWC, fps))
+        clip = io.BytesIO(encoding.encode_mp4(video_THWC, fps))
         self._run.log({name: self._wandb.Video(clip, format="mp4")}, step=step)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from data_pipelines import guard, video_io
+from data_pipelines import display, encoding, guard, video_io
 
 SIDE = 240  # pixels of the longer side: a card on a dense screen
 SECONDS = 3.0
@@ -84,7 +84,7 @@ def _make(source: bytes | BinaryIO, task: Task) -> Preview:
         elif number >= first and (number - first) % step == 0:
             alpha = any(component.is_alpha for component in frame.format.components)
             small = reduce.reformat(frame, width, height, "rgba" if alpha else "rgb24", threads=1)
-            images.append(video_io.to_rgb(small, to_rgb))  # turned as it is shown
+            images.append(display.to_rgb(small, to_rgb))  # turned as it is shown
 
     note = "too short"
     try:
@@ -99,7 +99,7 @@ def _make(source: bytes | BinaryIO, task: Task) -> Preview:
     Image.fromarray(images[len(images) // 3]).save(poster, "WEBP", quality=70, method=4)
     motion = b""
     if len(images) > 1:
-        motion = video_io.encode_mp4(np.stack(images), head.fps / step, crf=_CRF)
+        motion = encoding.encode_mp4(np.stack(images), head.fps / step, crf=_CRF)
     return Preview(poster.getvalue(), motion)
 
 

@@ -9,7 +9,7 @@ import pathlib
 
 import data_pipelines.sources.rows as rows
 import data_pipelines.sources.tables as tables
-from data_pipelines import clips, video_io
+from data_pipelines import clips, media
 
 TEXT_KEYS = ("text", "caption", "prompt")
 MAX_SIDECAR = 10 << 20  # bytes
@@ -21,7 +21,7 @@ def read(source: str, *, root: str | None = None) -> list[clips.Clip]:
     Raises:
         ValueError: If there is none.
     """
-    suffixes = video_io.VIDEO_SUFFIXES + video_io.IMAGE_SUFFIXES
+    suffixes = media.VIDEO_SUFFIXES + media.IMAGE_SUFFIXES
     files = [p for p in pathlib.Path(source).rglob("*") if p.suffix.lower() in suffixes]
     files = sorted(p for p in files if p.is_file() or p.is_symlink())
     if not files:

@@ -16,7 +16,7 @@ import tarfile
 
 import data_pipelines.sources.folder as folder
 import data_pipelines.sources.rows as rows
-from data_pipelines import clips, video_io
+from data_pipelines import clips, media
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -111,17 +111,17 @@ def _samples(file, size: int):
 
 
 def _add(table: rows.Rows, number: int, shard: str, key: str, sample: dict):
-    media = [
+    parts = [
         (offset, size, content)
-        for suffix in video_io.VIDEO_SUFFIXES + video_io.IMAGE_SUFFIXES
+        for suffix in media.VIDEO_SUFFIXES + media.IMAGE_SUFFIXES
         for extension, (offset, size, content) in sample.items()
         if extension.endswith(suffix)
     ]
     file, found, refused = "", {}, None
     try:
-        if not media:
+        if not parts:
             raise rows.Refused("missing file", f"the sample has only {', '.join(sample)[:200]}.")
-        offset, size, content = media[0]
+        offset, size, content = parts[0]
         file = f"tar:{shard}#{offset}+{size}"
         for broken in (content, *(content for _, _, content in sample.values())):
             if isinstance(broken, rows.Refused):

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data_pipelines import guard, video_io
+from data_pipelines import display, encoding, guard, video_io
 from data_pipelines.stages import look
 
 MEMORY_BYTES = 2 << 30  # of a child: an encoder looks some 50 frames ahead
@@ -58,7 +58,7 @@ def cut(file: BinaryIO, task: Task, limits: video_io.Limits) -> list[Part]:
         parts = []
         for first, stop in task.ranges:
             frames = stream.frames(first, stop)
-            video = video_io.encode_mp4(frames, task.fps, crf=task.crf)
+            video = encoding.encode_mp4(frames, task.fps, crf=task.crf)
             parts.append(Part(video, len(frames), *frames.shape[1:3]))
         return parts
     finally:
@@ -96,7 +96,7 @@ class _Stream:
         if self.closed or number >= self.wanted[-1][1]:
             raise look.Enough
         if any(first <= number < stop for first, stop in self.wanted):
-            image_HWC = video_io.to_rgb(frame, self.reformatter)
+            image_HWC = display.to_rgb(frame, self.reformatter)
             height, width = size_after(*image_HWC.shape[:2], self.short_side)
             if (height, width) != image_HWC.shape[:2]:
                 small = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BOX)

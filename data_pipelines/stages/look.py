@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data_pipelines import video_io
+from data_pipelines import display, video_io
 from data_pipelines.stages import cuts
 
 SIDE = 144  # short side of the copies: 256 pixels wide at 16:9, what PySceneDetect works on
@@ -40,7 +40,7 @@ class Shrink:
         alpha = any(component.is_alpha for component in frame.format.components)
         size = {"width": width, "height": height, "format": "rgba" if alpha else "rgb24"}
         small = self.reduce.reformat(frame, **size, interpolation="AREA", threads=1)
-        return video_io.to_rgb(small, self.to_rgb)  # turned as it is shown
+        return display.to_rgb(small, self.to_rgb)  # turned as it is shown
 
 
 class Kept:
