@@ -158,7 +158,8 @@ def _code() -> list[str]:
     """Folders and files that hold Python's and the system's libraries, for imports yet to come.
 
     Of a folder on Python's path that is none of an installation (a check-out, where data may lie
-    beside the code) only modules and packages.
+    beside the code) only modules, packages, and the `*.libs` folders that wheels put beside a
+    package for the shared libraries it links to.
     """
     whole = {"/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib"}
     whole |= {os.path.join(p, "lib") for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
@@ -169,7 +170,7 @@ def _code() -> list[str]:
             continue
         for entry in os.scandir(folder):
             is_package = entry.is_dir() and os.path.exists(os.path.join(entry.path, "__init__.py"))
-            if is_package or entry.name.endswith((".py", ".so", ".pth")):
+            if is_package or entry.name.endswith((".py", ".so", ".pth", ".libs")):
                 found.append(entry.path)
     return found
 

@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import pytest
+from numpy.random import _common  # a shared library that needs no other
 
 CODE = """
 import ctypes, json, os, signal, socket, subprocess, sys, threading
@@ -68,8 +70,15 @@ attempt("allowed", lambda: open(folder + "/allowed/a.txt").read())
 attempt("given", inherited.read)
 attempt("thread", lambda: (t := threading.Thread(target=lambda: None)).start() or t.join())
 attempt("import", lambda: __import__("sqlite3"))
+attempt("import with libraries", lambda: __import__("wheel_like"))
+attempt("data", lambda: open(folder + "/target/data/a.txt").read())
 attempt("numpy", lambda: np.linalg.svd(np.ones((40, 40))))
 print(json.dumps(found))
+"""
+# What a wheel with shared libraries becomes under `pip install --target`; a real one links to them.
+WHEEL_LIKE = """
+import ctypes
+ctypes.CDLL(__file__.removesuffix("/__init__.py") + ".libs/library.so")
 """
 
 
@@ -85,9 +94,14 @@ def attempts(user, folder):
     for name in ("given.txt", "secret.txt", "allowed/a.txt"):
         (folder / name).write_text("text")
     (folder / "allowed" / "list.mp4").write_text("ffconcat version 1.0\nfile ../secret.txt\n")
+    for name in ("wheel_like", "wheel_like.libs", "data"):
+        (folder / "target" / name).mkdir(parents=True)
+    (folder / "target" / "wheel_like" / "__init__.py").write_text(WHEEL_LIKE)
+    shutil.copyfile(_common.__file__, folder / "target" / "wheel_like.libs" / "library.so")
+    (folder / "target" / "data" / "a.txt").write_text("text")
     command = [sys.executable, "-c", CODE, str(folder), str(int(user == "unprivileged"))]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{root}:{folder}/target", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"user": user}
@@ -106,7 +120,7 @@ def test_network_programs_and_other_processes_are_out_of_reach(found):
 def test_only_what_was_given_or_allowed_can_be_read(found):
     if "files" not in found["holds"]:
         pytest.fail("this kernel has no Landlock: files are open to a decoder, see docs/safety.md")
-    for name in ("secret", "passwd", "list", "write", "write allowed", "playlist"):
+    for name in ("secret", "passwd", "list", "write", "write allowed", "playlist", "data"):
         assert found[name] == "PermissionError", name
     assert found["environ of parent"] == "PermissionError"
     assert found["allowed"] == found["given"] == "done"
@@ -118,6 +132,6 @@ def test_memory_and_open_files_are_bounded(found):
 
 
 def test_ordinary_work_goes_on(found):
-    assert found["thread"] == found["numpy"] == "done"
+    assert found["thread"] == found["numpy"] == found["import with libraries"] == "done"
     if found["user"] == "as it is":  # another user may not be able to read this installation
         assert found["import"] == "done"
