@@ -5,6 +5,7 @@ A sample of a video is {"video": uint8 [T, H, W, 3], "text": str, "fps": float};
 posterior), "text_emb" (float16 [L, E], true length) and "fps".
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -40,8 +41,13 @@ def video_sample(
             frame_interval,
             np.random.default_rng(seed),
         )
-        video_THWC = video_io.decode(record["video"], frames.tolist())
-        video_THWC = transforms.fit(video_THWC, bucket.height, bucket.width)
+        fit = functools.partial(
+            transforms.fit,
+            height=bucket.height,
+            width=bucket.width,
+            is_image=bucket.num_frames == 1,
+        )
+        video_THWC = video_io.decode(record["video"], frames.tolist(), each=fit)
     except (ValueError, MemoryError) as error:
         why = str(error) or "decoding needs too much memory."
         raise ValueError(f"clip {record['id']!r}: {why}") from error

@@ -82,11 +82,13 @@ def resize_crop_image(image_HWC: np.ndarray, height: int, width: int) -> np.ndar
     return np.asarray(image)[top : top + height, left : left + width]
 
 
-def fit(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Brings a clip or an image (T = 1) to the size of its bucket, uint8 [T, height, width, 3]."""
-    if len(video_THWC) == 1:
-        return resize_crop_image(video_THWC[0], height, width)[None]
-    return np.rint(resize_crop(video_THWC, height, width) * 255).astype(np.uint8)
+def fit(image_HWC: np.ndarray, height: int, width: int, *, is_image: bool) -> np.ndarray:
+    """Brings a frame of a clip, or an image, to the size of its bucket, uint8."""
+    if is_image:
+        return resize_crop_image(image_HWC, height, width)
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC  # what the arithmetic gives too
+    return np.rint(resize_crop(image_HWC[None], height, width)[0] * 255).astype(np.uint8)
 
 
 def latent_frames(num_frames: int, time_stride: int = 4, chunk_frames: int | None = 17) -> int:

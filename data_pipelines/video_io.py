@@ -40,11 +40,18 @@ def decode(
     source: opening.Source,
     frames: Sequence[int] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    each: Callable[[np.ndarray], np.ndarray] = lambda image_HWC: image_HWC,
 ) -> np.ndarray:
     """Decodes the frames with these numbers (ascending; None: all), uint8 [T, H, W, 3].
 
     Decoding starts at the first frame of the file and ends with the last one wanted: meant for
     clips of seconds.
+
+    Args:
+        source: Path, bytes or a seekable binary file.
+        frames: Their numbers.
+        limits: What the file may cost.
+        each: Is applied to each frame at once, to make it smaller before the next one comes.
 
     Raises:
         MediaError: If the file is damaged or shorter than asked, or over a limit.
@@ -54,7 +61,7 @@ def decode(
     with opening.open_source(source, limits) as (file, format):
         if format in ("png", "jpeg", "webp"):
             with opening.open_image(file, format, limits) as image:
-                video = np.asarray(display.upright(image))[None]
+                video = each(np.asarray(display.upright(image)))[None]
             if frames is None:
                 return video
             if frames and frames[-1] > 0:
@@ -65,16 +72,15 @@ def decode(
             wanted = None if frames is None else list(frames)
             video, count = [], 0
             to_frame = av.video.reformatter.VideoReformatter()  # a new one a frame costs 0.5 ms
-            budget = limits.max_decoded_bytes // (3 * head.height * head.width)
             for frame in _frames(container, stream, head, limits):
                 times = 1 if wanted is None else wanted.count(count)
                 if times:
-                    if len(video) + times > budget:
+                    video += [each(display.to_rgb(frame, to_frame))] * times
+                    if len(video) * video[0].nbytes > limits.max_decoded_bytes:
                         raise MediaError(
                             "too large",
                             f"the frames asked for are over {limits.max_decoded_bytes} bytes.",
                         )
-                    video += [display.to_rgb(frame, to_frame)] * times
                 count += 1
                 if wanted is not None and (not wanted or count > wanted[-1]):
                     break

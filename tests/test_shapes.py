@@ -17,7 +17,8 @@ CLIPS = 150
 def shrink(video_THWC):
     """Brings a clip to its bucket at resolution 32, by the functions of the loader."""
     aspect = buckets.closest_aspect(*video_THWC.shape[1:3], "32")
-    return transforms.fit(video_THWC, *buckets.sizes("32")[aspect])
+    size = buckets.sizes("32")[aspect]
+    return np.stack([transforms.fit(image, *size, is_image=False) for image in video_THWC])
 
 
 @pytest.fixture(scope="module")

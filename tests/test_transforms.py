@@ -7,13 +7,20 @@ import pytest
 from data_pipelines import transforms
 
 
-def test_fit_rounds_a_clip_and_keeps_an_image_exact():
-    video_THWC = np.random.default_rng(0).integers(0, 256, (2, 20, 33, 3)).astype(np.uint8)
-    clip = transforms.fit(video_THWC, 16, 16)
-    exact = transforms.resize_crop(video_THWC, 16, 16) * 255
-    assert clip.dtype == np.uint8 and np.abs(clip - exact).max() <= 0.5001  # rounding to 8 bits
-    image = transforms.fit(video_THWC[:1], 16, 16)
-    np.testing.assert_array_equal(image[0], transforms.resize_crop_image(video_THWC[0], 16, 16))
+def test_fit_rounds_a_frame_and_keeps_an_image_exact():
+    image_HWC = np.random.default_rng(0).integers(0, 256, (20, 33, 3)).astype(np.uint8)
+    frame = transforms.fit(image_HWC, 16, 16, is_image=False)
+    exact = transforms.resize_crop(image_HWC[None], 16, 16)[0] * 255
+    assert frame.dtype == np.uint8 and np.abs(frame - exact).max() <= 0.5001  # rounding to 8 bits
+    image = transforms.fit(image_HWC, 16, 16, is_image=True)
+    np.testing.assert_array_equal(image, transforms.resize_crop_image(image_HWC, 16, 16))
+
+
+def test_a_frame_of_the_right_size_stays_as_the_arithmetic_leaves_it():
+    image_HWC = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
+    assert transforms.fit(image_HWC, 8, 32, is_image=False) is image_HWC
+    computed = np.rint(transforms.resize_crop(image_HWC[None], 8, 32)[0] * 255)
+    np.testing.assert_array_equal(computed, image_HWC)
 
 
 def test_every_mask_generates_something_at_every_length():
