@@ -646,6 +646,7 @@ def run(
         "guard": holds,
         "status": {kind: dict(counts) for kind, counts in sorted(tally.items())},
         "reasons": dict(reasons.most_common()),
+        "flagged_columns": FLAGGED_COLUMNS,
         "flagged": _rates(flips),
     }
 
@@ -712,26 +713,22 @@ def _failure(case: Case, seen: dict) -> str | None:
 def _count_flag(flips, case: Case, seen: dict, original: dict):
     same = seen["status"] == "kept" and all(seen[k] == original[k] for k in ("facts", "pixels"))
     outcome = "flagged" if seen["status"] == "refused" else "harmless" if same else "missed"
-    for key in ((case.kind, case.base), (case.kind, "all"), ("all damage", "all")):
-        flips[key][outcome] += 1
-    if "flipped" in case.kind:
-        for key in (("all flips", case.base), ("all flips", "all")):
-            flips[key][outcome] += 1
+    group = "images" if case.suffix in media.IMAGE_SUFFIXES else "videos"
+    kinds = [case.kind, "all damage"] + ["all flips"] * ("flipped" in case.kind)
+    for kind, base in itertools.product(kinds, (case.base, group, "all")):
+        flips[kind, base][outcome] += 1
+
+
+FLAGGED_COLUMNS = ("files", "flagged", "harmless", "flagged_share", "flagged_of_harmful")
 
 
 def _rates(flips) -> dict:
-    """Returns damage -> base -> counts and shares; harmless: facts and all pixels are the same."""
+    """Returns damage -> base -> FLAGGED_COLUMNS; harmless: facts and all pixels are the same."""
     report: dict = {}
     for (kind, base), counts in sorted(flips.items()):
-        total, harmless = counts.total(), counts["harmless"]
-        report.setdefault(kind, {})[base] = {
-            "files": total,
-            "flagged": counts["flagged"],
-            "harmless": harmless,
-            "missed": counts["missed"],
-            "flagged_share": round(counts["flagged"] / total, 4),
-            "flagged_of_harmful": round(counts["flagged"] / max(1, total - harmless), 4),
-        }
+        total, flagged, harmless = counts.total(), counts["flagged"], counts["harmless"]
+        shares = round(flagged / total, 4), round(flagged / max(1, total - harmless), 4)
+        report.setdefault(kind, {})[base] = [total, flagged, harmless, *shares]
     return report
 
 

@@ -35,7 +35,13 @@ def check(report, flagged):
     assert report["failures"] == []
     assert report["peak_mib"] <= 512
     assert report["guard"] == ["files", "memory", "network", "programs"]
-    assert report["flagged"]["all flips"]["all"]["flagged_of_harmful"] >= flagged
+    columns = hostile.FLAGGED_COLUMNS
+    flips = {
+        k: dict(zip(columns, v, strict=True)) for k, v in report["flagged"]["all flips"].items()
+    }
+    assert flips["all"]["files"] == flips["videos"]["files"] + flips["images"]["files"]
+    assert flips["all"]["flagged_of_harmful"] >= flagged
+    assert flips["videos"]["flagged_share"] >= flagged
 
 
 def test_hostile_files_get_verdicts_and_harm_nothing():
