@@ -7,7 +7,7 @@ import math
 import golden_utils
 import numpy as np
 
-from data_pipelines import buckets, caption_cleaning, transforms
+from data_pipelines import buckets, caption_cleaning, resolutions, transforms
 from vidgen import flow, optim, prompts, torch_names
 from vidgen.models import layers, stdit, text, vae
 
@@ -48,14 +48,14 @@ def check_buckets(case):
                 expected = row and buckets.Bucket(*row[:3], *row[4:7])
                 assert got == expected, (name, video)
     for resolution, sizes in case.take("target_size_by_resolution_and_aspect").items():
-        assert buckets.pixels(resolution) == sizes["pixels"]
-        assert buckets.sizes(resolution) == {k: tuple(v) for k, v in sizes["sizes"].items()}
+        assert resolutions.pixels(resolution) == sizes["pixels"]
+        assert resolutions.sizes(resolution) == {k: tuple(v) for k, v in sizes["sizes"].items()}
     for resolution, ratio, height, width in case.take("get_image_size"):
-        assert buckets.image_size(resolution, ratio) == (height, width)
+        assert resolutions.image_size(resolution, ratio) == (height, width)
     for name, frames in case.take("get_num_frames"):
         assert buckets.parse_num_frames(name) == frames
     for height, width, resolution, aspect in case.take("closest_aspect"):
-        assert buckets.closest_aspect(height, width, resolution) == aspect
+        assert resolutions.closest_aspect(height, width, resolution) == aspect
     for frames, chunked, whole, temporal in case.take("latent_frames"):
         assert transforms.latent_frames(frames) == vae.latent_frames(frames) == chunked
         assert transforms.latent_frames(frames, chunk_frames=None) == whole == temporal
@@ -64,7 +64,7 @@ def check_buckets(case):
     assert case.take("latent_size_unknown_dims") == [None] * 3  # sizes are known here
     for row in case.take("tokens_per_bucket"):
         resolution, frames, aspect, height, width, *latent, t, rows, columns, tokens = row
-        assert buckets.sizes(resolution)[aspect] == (height, width)
+        assert resolutions.sizes(resolution)[aspect] == (height, width)
         assert list(vae.latent_shape(frames, height, width)[:3]) == latent
         assert layers.patch_grid(*latent[1:], (2, 2)) == (rows, columns)
         assert t * rows * columns == tokens and t == latent[0]

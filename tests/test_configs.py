@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import common, lambda_run, opensora
-from data_pipelines import buckets, transforms
+from data_pipelines import buckets, resolutions, transforms
 from vidgen import encoders, flops, optim, tasks
 
 STAGES = [(opensora, stage) for stage in (1, 2, 3)]
@@ -67,7 +67,7 @@ def test_a_step_of_each_bucket_costs_about_the_same():  # the batch sizes were s
     config = without_folder(opensora, "gpus=1")
     task, costs = tasks.make_task(config), []
     for resolution, entries in encoders.bucket_table(config).items():
-        height, width = buckets.sizes(resolution)["1.00"]
+        height, width = resolutions.sizes(resolution)["1.00"]
         for frames, (_, batch_size) in entries.items():
             bucket = buckets.Bucket(resolution, frames, "1.00", height, width, batch_size)
             costs.append(flops.training(task, bucket))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import buckets, encoding, judge, probes, shapes, transforms, video_io
+from data_pipelines import encoding, judge, probes, resolutions, shapes, transforms, video_io
 
 CLIPS = 150
 
 
 def shrink(video_THWC):
     """Brings a clip to its bucket at resolution 32, by the functions of the loader."""
-    aspect = buckets.closest_aspect(*video_THWC.shape[1:3], "32")
-    size = buckets.sizes("32")[aspect]
+    aspect = resolutions.closest_aspect(*video_THWC.shape[1:3], "32")
+    size = resolutions.sizes("32")[aspect]
     return np.stack([transforms.fit(image, *size, is_image=False) for image in video_THWC])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets
+from data_pipelines import buckets, resolutions
 from vidgen import command_line, digests, encoders, flops, runtime, tasks, train_state
 
 
@@ -109,7 +109,7 @@ def main(argv) -> None:
     print(runtime.describe())
     rows = []
     for resolution, entries in encoders.bucket_table(config).items():
-        height, width = buckets.sizes(resolution)["1.00"]
+        height, width = resolutions.sizes(resolution)["1.00"]
         for frames, (_, batch_size) in entries.items():
             bucket = buckets.Bucket(resolution, frames, "1.00", height, width, batch_size)
             name = {"bucket": f"{resolution} x {frames}", "batch_size": batch_size}

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets, builder, encoding, loader, transforms
+from data_pipelines import buckets, builder, encoding, loader, resolutions, transforms
 from vidgen import command_line, digests, encoders, flops, machine, runtime, tasks
 
 PEAK_FLOPS, USE = 989e12, 0.4  # of an H100 SXM: dense bfloat16; the share that training reaches
@@ -84,7 +84,7 @@ def spec_buckets() -> list[buckets.Bucket]:
     found = []
     for resolution, entries in TABLE.items():
         aspect = "0.56" if resolution.endswith("p") else "1.00"
-        size = buckets.sizes(resolution)[aspect]
+        size = resolutions.sizes(resolution)[aspect]
         found += [buckets.Bucket(resolution, n, aspect, *size, b) for n, b in entries.items()]
     return found
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines import buckets, tokenizer
+from data_pipelines import buckets, resolutions, tokenizer
 from vidgen import checkpoint, compat, published, weights
 from vidgen.models import layers, text, vae
 
@@ -180,7 +180,7 @@ class Encoders:
         budgets = {}
         for resolution in table:
             grids = set()
-            for height, width in buckets.sizes(resolution).values():
+            for height, width in resolutions.sizes(resolution).values():
                 _, h, w, _ = self.latent_shape(1, height, width)
                 grids.add(layers.patch_grid(h, w, self.patch))
             budget = _round_up(max(rows * columns for rows, columns in grids))

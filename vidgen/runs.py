@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from data_pipelines import buckets
+from data_pipelines import buckets, resolutions
 from vidgen import checkpoint, runtime, tasks
 from vidgen import weights as weights_lib
 
@@ -128,9 +128,9 @@ def sampling_settings(config: ConfigDict, **chosen: Any) -> dict[str, Any]:
         At least `height`, `width` and `num_frames`: by default of a square of the run's largest
         resolution, at its greatest length.
     """
-    resolution = max(config.data.buckets, key=buckets.pixels)
+    resolution = max(config.data.buckets, key=resolutions.pixels)
     lengths = map(buckets.parse_num_frames, config.data.buckets[resolution])
-    height, width = buckets.sizes(resolution)["1.00"]
+    height, width = resolutions.sizes(resolution)["1.00"]
     settings = {"height": height, "width": width, "num_frames": max(lengths)}
     known = ("height", "width", "num_frames", "fps", "steps", "guidance")
     previews = config.preview.settings.to_dict()
