@@ -1,9 +1,8 @@
 """Writes data sets shard by shard, so that work which was killed goes on with the next shard.
 
-`Clips` is the tensorflow-datasets builder: it knows the features, the names of the shards and the
-metadata, and `download_and_prepare` works as for any data set. Long jobs use `write_shards`, which
-gives the same records and metadata and can be stopped at any moment: finished shards stay in
-`OUT.work` beside the target, and the target appears in one rename when everything is in it.
+`write_shards` gives the same records and metadata as the TFDS builder (`tfds_clips`), and can be
+stopped at any moment: finished shards stay in `OUT.work` beside the target, and the target appears
+in one rename when everything is in it.
 
 Several processes, on one machine or many with a common folder, share a job by the parts of
 `write_shards`: each calls `start`, then `write_shard` for its own numbers, and whoever finds
@@ -20,56 +19,17 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import records
+from data_pipelines import records, tfds_clips
 
-NAME, SPLIT = "clips", "train"
 _FIELDS = 1  # of the fingerprint: raise it when the fields of a record change
 
 
 class Unfinished(ValueError):
     """Shards of a job are not written yet."""
-
-
-class Clips(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one kind of records; examples come from `make_shard(0), (1), ...`."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    name = NAME
-    url_infos: ClassVar = {}  # nothing is downloaded; TFDS would look for checksums beside the code
-
-    def __init__(
-        self,
-        kind: str,
-        num_shards: int = 0,
-        make_shard: Callable[[int], Iterable[dict]] | None = None,
-        **kwargs,
-    ):
-        self.kind, self.num_shards, self.make_shard = kind, num_shards, make_shard
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Clips with captions, kind {self.kind}.",
-            features=records.features(self.kind),
-            disable_shuffling=True,  # the order of the source: the loader shuffles
-        )
-
-    def _split_generators(self, dl_manager):
-        return {SPLIT: self._generate_examples()}
-
-    def _generate_examples(self):
-        number = 0
-        for shard in range(self.num_shards):
-            for record in self.make_shard(shard):
-                yield number, record
-                number += 1
 
 
 def write_shards(
@@ -314,7 +274,7 @@ def _put_together(out, work, kind, num_shards, key, extra, files) -> dict:
     final.mkdir()
     table = []
     for place, number in enumerate(used):
-        name = f"{NAME}-{SPLIT}.array_record-{place:05d}-of-{len(used):05d}"
+        name = tfds_clips.shard_name(place, len(used))
         try:
             os.link(sources[number], final / name)
         except OSError:  # no hard links on this file system
@@ -324,7 +284,7 @@ def _put_together(out, work, kind, num_shards, key, extra, files) -> dict:
     rows = [row for i in used for row in shards[i]["rows"]]
     np.savez(final / "index.npz", **records.index_columns(kind, rows))
     lengths = [shard["num_records"] for shard in table]
-    _write_tfds_metadata(final, kind, lengths, sum(shards[i]["num_bytes"] for i in used))
+    tfds_clips.write_metadata(final, kind, lengths, sum(shards[i]["num_bytes"] for i in used))
     digest = hashlib.sha256(f"{kind} {_FIELDS}".encode())
     for shard in table:
         digest.update(bytes.fromhex(shard["content"]))
@@ -341,18 +301,6 @@ def _put_together(out, work, kind, num_shards, key, extra, files) -> dict:
     os.rename(final, out)
     shutil.rmtree(work, ignore_errors=True)
     return meta
-
-
-def _write_tfds_metadata(folder: pathlib.Path, kind: str, lengths: list[int], num_bytes: int):
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=NAME, split=SPLIT, filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(
-        name=SPLIT, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
-    )
-    info = Clips(kind, data_dir=folder).info
-    info.set_splits(tfds.core.splits.SplitDict([split]))
-    info.write_to_directory(folder)
 
 
 def _plain(value):

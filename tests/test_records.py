@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import builder, records
+from data_pipelines import builder, records, tfds_clips
 
 
 def latent(shard, number):
@@ -68,16 +68,16 @@ def test_videos_keep_their_bytes():
 
 
 def test_tfds_opens_the_folder_without_tensorflow(folder):
-    source = tfds.builder_from_directory(folder).as_data_source(builder.SPLIT)
+    source = tfds.builder_from_directory(folder).as_data_source(tfds_clips.SPLIT)
     assert len(source) == 7
     assert source[4]["id"] == b"2/0"
     np.testing.assert_array_equal(source[4]["latent"], latent(2, 0)["latent"])
 
 
 def test_the_tfds_builder_itself_writes_the_same_records(folder, tmp_path):
-    clips = builder.Clips("latent", 3, make_shard, data_dir=tmp_path)
+    clips = tfds_clips.Clips("latent", 3, make_shard, data_dir=tmp_path)
     clips.download_and_prepare()
-    source, reader = clips.as_data_source(builder.SPLIT), records.Reader(folder)
+    source, reader = clips.as_data_source(tfds_clips.SPLIT), records.Reader(folder)
     assert [x["id"].decode() for x in source] == [reader[i]["id"] for i in range(7)]
     for row in range(7):
         np.testing.assert_array_equal(source[row]["latent"], reader[row]["latent"])
