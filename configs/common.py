@@ -42,7 +42,7 @@ def base() -> ConfigDict:
     config.data.mask_ratios = ConfigDict()  # how often which frames are given: spec section 5
     config.data.text_dropout = 0.1
     config.data.frame_interval = 1
-    config.data.workers = 0  # processes that decode videos; 0: threads of the main one
+    config.data.workers = 4  # processes that decode videos; 0: threads of the main one
     config.data.deadline_seconds = 60.0  # for one clip to be read
     config.data.bad_limit = 0.01  # share of clips that may be damaged, and others take their places
 

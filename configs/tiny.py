@@ -11,6 +11,7 @@ def get_config():
     config.num_steps = 6
     config.data.path = "outputs/tiny_shards"
     config.data.buckets = {"32": {"17": (1.0, 2), "1": (1.0, 4)}}
+    config.data.workers = 0  # children take a second to start
     config.data.mask_ratios = {"image_head": 0.2, "random": 0.1}
     config.flow.base_size = 32
     config.flow.position_size = 32
