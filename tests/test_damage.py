@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import video_io
-from tests import hostile, valid_media
+from tests import hostile_damage, hostile_files, valid_media
 
 
 def test_valid_files_of_many_encoders_and_settings_pass_with_their_facts():
@@ -29,11 +29,11 @@ def caught():
     """Share of files with eight flipped bytes that are refused, by base."""
     rng = np.random.default_rng(0)
     shares = {}
-    for name, (_, content) in hostile.bases().items():
+    for name, (_, content) in hostile_damage.bases().items():
         refused = 0
         for _ in range(12):
             try:
-                video_io.check(hostile.flipped(content, 8, rng))
+                video_io.check(hostile_damage.flipped(content, 8, rng))
             except video_io.MediaError:
                 refused += 1
         shares[name] = refused / 12
@@ -76,9 +76,9 @@ def test_uneven_times_interlacing_and_hdr_have_verdicts_of_their_own(container):
 
 
 def test_hostile_tables_cost_little():
-    small = hostile._small()
-    boxes = b"".join(hostile.box(b"%04d" % (i % 10_000)) for i in range(300_000))
-    chunks = hostile.box(b"ftyp", b"mp42\0\0\0\0") + hostile.box(b"moov", boxes)
+    small = hostile_files.small_video()
+    boxes = b"".join(hostile_files.box(b"%04d" % (i % 10_000)) for i in range(300_000))
+    chunks = hostile_files.box(b"ftyp", b"mp42\0\0\0\0") + hostile_files.box(b"moov", boxes)
     for content in (chunks, small + boxes):
         with pytest.raises(video_io.MediaError) as error:
             video_io.check(content)
@@ -94,8 +94,8 @@ def test_hostile_tables_cost_little():
 
 
 def test_every_cut_of_a_file_is_refused():
-    bases = {name: hostile._small(container=name) for name in ("mp4", "matroska", "mov")}
-    bases["avi"] = hostile._small(container="avi", codec="mpeg4")
+    bases = {name: hostile_files.small_video(container=name) for name in ("mp4", "matroska", "mov")}
+    bases["avi"] = hostile_files.small_video(container="avi", codec="mpeg4")
     bases["png"], bases["webp"] = valid_media.image("png"), valid_media.image("webp")
     bases["jpeg"] = valid_media.image("jpeg")
     for name, content in bases.items():

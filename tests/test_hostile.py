@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from tests import hostile
+from tests import hostile, hostile_damage
 
 
 def test_the_corpus_is_the_same_for_the_same_seed():
@@ -27,7 +27,7 @@ def test_the_corpus_has_many_kinds_each_of_its_own_content():
 
 def test_flips_change_so_many_bytes():
     content = bytes(range(256)) * 10
-    spoiled = hostile.flipped(content, 8, np.random.default_rng(0))
+    spoiled = hostile_damage.flipped(content, 8, np.random.default_rng(0))
     assert sum(a != b for a, b in zip(content, spoiled, strict=True)) == 8
 
 

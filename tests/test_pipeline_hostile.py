@@ -7,7 +7,7 @@ import pytest
 
 from configs import data
 from data_pipelines import encoding, ledger, pipeline, records, video_io
-from tests import hostile
+from tests import hostile, hostile_files
 
 CAPTIONS = {
     "long": "word " * 2_000_000,
@@ -23,7 +23,7 @@ def write(folder, count):
     cases = {}
     with open(folder / "clips.jsonl", "w", encoding="ascii") as table:
         for number, case in enumerate(hostile.cases(count, seed=2, folder=str(folder))):
-            path = hostile._place(case, folder, number)
+            path = hostile.place(case, folder, number)
             cases[path.name] = case
             table.write(json.dumps({"path": path.name, "text": f"clip {number}"}) + "\n")
         good = encoding.encode_mp4(video_io.decode(valid(cases)), 12)
@@ -39,7 +39,7 @@ def write(folder, count):
 def valid(cases):
     """The content of a valid video."""
     return next(
-        c.content for c in cases.values() if c.expect == hostile.VALID and c.suffix == ".mp4"
+        c.content for c in cases.values() if c.expect == hostile_files.VALID and c.suffix == ".mp4"
     )
 
 
@@ -57,8 +57,8 @@ def check(folder, count):
         assert row["status"] == "kept" or (row["rule"] and row["message"]), row["id"]
     for name, case in cases.items():
         kept = [row["status"] == "kept" for row in by_file[name]]
-        assert case.expect != hostile.REFUSED or not any(kept), (name, case.kind)
-        assert case.expect != hostile.VALID or all(kept), (name, case.kind, by_file[name])
+        assert case.expect != hostile_files.REFUSED or not any(kept), (name, case.kind)
+        assert case.expect != hostile_files.VALID or all(kept), (name, case.kind, by_file[name])
     rules = {row["rule"] for row in rows}
     assert not rules & {"decoder crash", "decoder hang", "decoder error", "encoder crash"}
     for record in records.Reader(folder / "out"):
