@@ -89,6 +89,8 @@ def ingest(
         ImportError: If a package is missing for what the config asks.
     """
     engine, tell = engine or Engine(num_workers=num_workers), [] if tell is None else tell
+    if engine.runner != "local":
+        runner.beam_options(engine.runner, engine.beam_args)  # refuses what is wrong before work
     table = sources.read(source)
     plain = check(config, table)
     examined, key = plan.keys(plain, parts.table_digest(table))
@@ -139,11 +141,13 @@ def _examine(work, folder, plain: dict, num_clips: int, engine: Engine, tell: li
     started = time.monotonic()
     clips_todo = sum(parts.size(number, num_clips) for number in todo)
     done = num_clips - clips_todo
+    examiner = None
+    if engine.runner == "local":
+        examiner = parts.Examiner(work / "clips.parquet", folder, plain, engine.workers)
     with tqdm.tqdm(
         total=num_clips, initial=done, desc="examine", unit="clip", mininterval=0.5
     ) as bar:
-        if engine.runner == "local":
-            examiner = parts.Examiner(work / "clips.parquet", folder, plain, engine.workers)
+        if examiner:
             left_out = 0
 
             def progress(clips_done: int, refused: int):
@@ -263,14 +267,13 @@ def main(argv: list[str] | None = None):
     args, rest = parser.parse_known_args(argv)
     try:
         config = plan.load(args.config, _overrides(args, rest))
+        engine = _engine(args)
         if args.dry_run is not None:
             table = sources.read(args.source)
             workers = args.num_workers or os.cpu_count() or 1
             plain = check(config, table)
             print(dry_run.estimate(table, plain, workers, args.dry_run))
             return
-        beam_args = tuple(shlex.split(args.beam_args))
-        engine = Engine(args.runner, args.num_workers, beam_args, args.exchange)
         tell: list[summary.Stage] = []
         meta = ingest(
             args.source, args.out, config, engine=engine, keep_parts=args.keep_parts, tell=tell
@@ -280,6 +283,16 @@ def main(argv: list[str] | None = None):
     except (KeyboardInterrupt, parts.Stopped):
         _leave(args)
     _print_summary(args.out, meta, tell)
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    """Returns who does the work, from flags that fit together."""
+    if args.num_workers < 0:
+        raise ValueError(f"--num_workers={args.num_workers}: give 1 or more, or 0.")
+    if args.runner == "local" and (args.beam_args or args.exchange):
+        flag = "beam_args" if args.beam_args else "exchange"
+        raise ValueError(f"--{flag} is for Apache Beam: name a --runner.")
+    return Engine(args.runner, args.num_workers, tuple(shlex.split(args.beam_args)), args.exchange)
 
 
 def _overrides(args: argparse.Namespace, rest: list[str]) -> list[tuple[str, str]]:

@@ -439,6 +439,18 @@ def test_a_signal_ends_it_with_the_way_to_go_on(source, tmp_path, sent):
         (["--config.models.clip=/nowhere"], "models.clip=/nowhere does not exist"),
         (["--config=nowhere.py"], "--config=nowhere.py does not exist"),
         (["--config.endpoint.url=http://localhost"], "endpoint.url needs endpoint.model"),
+        (["--config.limits.deadline_seconds=0"], "limits.deadline_seconds=0.0: give 1 or more"),
+        (["--config.limits.memory_bytes=1000"], "limits.memory_bytes=1000: give 134217728 or"),
+        (["--config.shards.crf=52"], "shards.crf=52: give 0 (best) to 51"),
+        (["--config.captions.add_camera=true"], "add_camera tells camera, which is not measured"),
+        (["--config.captions.add_scores=true"], "set scores or models.aesthetic"),
+        (["--num_workers=-1"], "--num_workers=-1: give 1 or more"),
+        (["--exchange=gs://bucket/job"], "--exchange is for Apache Beam: name a --runner"),
+        (["--beam_args=--project=x"], "--beam_args is for Apache Beam: name a --runner"),
+        (
+            ["--runner=direct", "--beam_args=--direct_num_wrkers=2"],
+            "--runner=direct has no flag --direct_num_wrkers; did you mean --direct_num_workers?",
+        ),
     ],
 )
 def test_wrong_flags_are_named_before_any_work(source, tmp_path, capsys, flags, words):
@@ -448,6 +460,21 @@ def test_wrong_flags_are_named_before_any_work(source, tmp_path, capsys, flags, 
     said = capsys.readouterr().err
     assert said.startswith("error: ") and words in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_before_any_work(source, tmp_path, monkeypatch, capsys):
+    (tmp_path / "clip").mkdir()
+    for package, flag in (
+        ("lingua", "--config.captions.english=true"),
+        ("torch", f"--config.models.clip={tmp_path / 'clip'}"),
+        ("apache_beam.options.pipeline_options", "--runner=direct"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setattr(parts.Examiner, "clip_rows", None)  # nothing is examined
+        with pytest.raises(SystemExit) as ended:
+            pipeline.main([f"--source={source}", f"--out={tmp_path / 'out'}", flag])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and "pip install" in said and "examine" not in said
 
 
 def test_flags_set_fields_of_the_config():

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs import data
 from data_pipelines import encoding, ledger, pipeline, records, shapes
-from data_pipelines.stages import clip_scores
+from data_pipelines.stages import clip_scores, parts
 from tests import test_captioner
 
 endpoint = test_captioner.endpoint
@@ -40,7 +40,7 @@ def test_captions_come_from_an_endpoint_for_clips_that_pass_the_rules(endpoint, 
     rows = ledger.read(tmp_path / "a").to_pylist()
     assert all(row["caption"] == "A small thing." for row in rows[:12])
     # other captions and shards of the same clips ask nobody
-    config.captions.add_camera = True
+    config.captions.clean = True
     pipeline.ingest(table, tmp_path / "b", config, num_workers=2, keep_parts=tmp_path / "kept")
     assert len(server.requests) == 12
 
@@ -75,3 +75,31 @@ def test_scores_of_models_can_be_asked_for_in_rules(tmp_path, monkeypatch):
     meta = pipeline.ingest(table, tmp_path / "out", config, num_workers=1)
     assert meta["num_records"] == 1 and meta["left_out"] == {"aesthetic >= 5.5": 5}
     assert ledger.read(tmp_path / "out")["aesthetic"].to_pylist() == [5, 5, 5, 6, 5, 5]
+
+
+def test_models_are_loaded_before_any_clip_is_looked_at(tmp_path, monkeypatch, capsys):
+    """So a wrong one costs nothing, and a dry run does not take its loading for work on clips."""
+    order = []
+
+    class Scorer:
+        def __init__(self, *paths, **options):
+            order.append("loaded")
+
+        def score_rows(self, rows):
+            return iter(rows)
+
+    class Examiner(parts.Examiner):
+        def clip_rows(self, clip):
+            order.append("clip")
+            return super().clip_rows(clip)
+
+    monkeypatch.setattr(clip_scores, "Scorer", Scorer)
+    monkeypatch.setattr(parts, "Examiner", Examiner)
+    table = shapes.write(tmp_path / "in", clips=2, images=0, seed=0)
+    for flags in (["--dry-run"], []):
+        pipeline.main(
+            [f"--source={table}", f"--out={tmp_path / 'out'}", f"--config.models.clip={tmp_path}"]
+            + ["--num_workers=1", *flags]
+        )
+        assert order[0] == "loaded" and order.count("loaded") == 1 and "clip" in order
+        order.clear()

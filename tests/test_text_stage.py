@@ -56,7 +56,7 @@ def test_one_line_has_no_control_characters_and_ends_at_a_word():
 
 
 def test_the_language_filter_says_what_it_needs(monkeypatch):
-    text._lingua.cache_clear()
+    text._detector.cache_clear()
     monkeypatch.setitem(sys.modules, "lingua", None)
     with pytest.raises(ImportError, match="pip install lingua-language-detector"):
         text.is_english("a dog")

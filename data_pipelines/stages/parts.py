@@ -16,7 +16,7 @@ import pathlib
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -110,11 +110,17 @@ def read_rows(folder: pathlib.Path, num_clips: int) -> pa.Table:
 class Examiner:
     """Gives the ledger rows of clips, and writes those of whole parts; threads may share it.
 
+    Models are loaded at once, so that what is wrong with them is said before any work.
+
     Args:
         table: The clip table's file.
         folder: Where the parts are kept.
         plain: The config as plain values.
         num_workers: Child processes.
+
+    Raises:
+        ImportError: If a model needs a package that is missing.
+        ValueError: If a model cannot be read.
     """
 
     def __init__(self, table: pathlib.Path, folder: pathlib.Path, plain: dict, num_workers: int):
@@ -123,6 +129,7 @@ class Examiner:
         self.wants_text = not plain["endpoint"]["url"]
         limits = plain["limits"]
         self.max_bytes = limits["max_bytes"]
+        self.models, self.models_lock = _models(plain, folder / "captions.jsonl"), threading.Lock()
         self.pool = workers.Pool(
             num_workers,
             "data_pipelines.stages.parts:make_examiner",
@@ -130,7 +137,6 @@ class Examiner:
             limits["deadline_seconds"],
             memory_bytes=limits["memory_bytes"],
         )
-        self.models_lock = threading.Lock()
 
     def clip_rows(self, clip: clips.Clip) -> list[dict]:
         """Returns what one clip is, one row or one a scene; never fails for what is in a file.
@@ -192,7 +198,7 @@ class Examiner:
                 for row, plain_row, verdict in zip(rows, plain_rows, verdicts, strict=True)
             ]
             with self.models_lock:
-                for model in models(json.dumps(self.plain), self.folder / "captions.jsonl"):
+                for model in self.models:
                     shown = list(model(shown))
             rows = [{k: v for k, v in row.items() if k != "stills"} for row in shown]
         return rows
@@ -215,13 +221,11 @@ def make_examiner(options: examine.Options, memory_bytes: int):
     return lambda clip, file: examine.examine(file, clip, options)
 
 
-@functools.cache
-def models(plain_json: str, answers: pathlib.Path) -> list:
-    """Returns the functions rows -> rows of the models that a config asks for, loaded once.
+def _models(plain: dict, answers: pathlib.Path) -> list[Callable]:
+    """Returns the functions rows -> rows of the models that a config asks for.
 
     The answers of a caption endpoint are kept in a file, so that none is paid for twice.
     """
-    plain = json.loads(plain_json)
     paths, endpoint, steps = plain["models"], plain["endpoint"], []
     if paths["text"]:
         from data_pipelines.stages import overlay

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 import configs.data
 from data_pipelines import video_io
-from data_pipelines.stages import examine, rules
+from data_pipelines.stages import examine, rules, text
 
 VERSION = 1  # of what the stages do: another one makes examined parts anew
 _CHILD_ONLY = ("deadline_seconds", "memory_bytes")  # limits that `video_io.Limits` does not have
+_LEAST_MEMORY = 128 << 20  # bytes of a child process that decodes small files
 
 
 def load(path: str | None, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
@@ -39,16 +40,16 @@ def load(path: str | None, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     if problems:
         raise ValueError(f"{path} does not fit data_pipelines.pipeline: {'; '.join(problems)}.")
     fields = _leaves(config)
-    for name, text in overrides:
+    for name, written in overrides:
         if name not in fields:
             raise ValueError(f"the config has no field {_suggest(name, fields)}")
         group, _, leaf = name.rpartition(".")
         target = _group(config, group)
         try:
-            target[leaf] = _value(text, target.get_type(leaf))
+            target[leaf] = _value(written, target.get_type(leaf))
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
             kind = target.get_type(leaf).__name__
-            raise ValueError(f"--config.{name}={text!r} is no {kind}.") from error
+            raise ValueError(f"--config.{name}={written!r} is no {kind}.") from error
     return config
 
 
@@ -92,9 +93,37 @@ def check(config: ConfigDict, said: Iterable[str] = ()) -> dict[str, Any]:
         raise ValueError(f"dedup.near={config.dedup.near} compares phash: name it in scores.")
     if not -1 <= config.dedup.near <= 32:
         raise ValueError(f"dedup.near={config.dedup.near}: give 0 to 32 bits, or -1 for none.")
-    if config.shards.bytes < 1 or config.shards.short_side < 0 or not 0 <= config.shards.crf <= 51:
-        raise ValueError(f"shards={dict(config.shards)}: no such size or quality.")
+    _check_numbers(config)
+    _check_captions(config.captions, measured)
     return plain
+
+
+def _check_numbers(config: ConfigDict):
+    stills = config.models.clip or config.models.text or config.endpoint.url
+    least = {f"limits.{name}": 1 for name in config.limits}
+    least |= {"limits.max_uneven": 0, "limits.memory_bytes": _LEAST_MEMORY}
+    least |= {"models.num_stills": 1 if stills else 0, "cuts.min_seconds": 0}
+    least |= {"endpoint.parallel": 1, "endpoint.timeout": 1}
+    least |= {"shards.bytes": 1, "shards.short_side": 0, "shards.crf": 0}
+    for name, bound in least.items():
+        group, leaf = name.split(".")
+        if config[group][leaf] < bound:
+            raise ValueError(f"{name}={config[group][leaf]}: give {bound} or more.")
+    if config.shards.crf > 51:
+        raise ValueError(f"shards.crf={config.shards.crf}: give 0 (best) to 51.")
+
+
+def _check_captions(captions: ConfigDict, measured: set[str]):
+    """What captions tell has to be measured, and what they pass to be installed."""
+    if captions.add_camera and "camera" not in measured:
+        raise ValueError("captions.add_camera tells camera, which is not measured: set scores.")
+    if captions.add_scores and not measured & {*text.SCORE_NAMES}:
+        raise ValueError(
+            f"captions.add_scores tells {' and '.join(text.SCORE_NAMES)}, neither of which is "
+            "measured: set scores or models.aesthetic."
+        )
+    if captions.english:
+        text.lingua()
 
 
 def examine_options(plain: dict) -> examine.Options:

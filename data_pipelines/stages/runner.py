@@ -6,6 +6,7 @@ twice, in any order, on any machine that sees the work folder.
 
 import concurrent.futures
 import contextlib
+import difflib
 import functools
 import json
 import pathlib
@@ -20,6 +21,7 @@ RUNNERS = {
     "spark": "SparkRunner",
     "dataflow": "DataflowRunner",
 }
+_OWN_FLAGS = ("flink", "spark")  # their job servers know flags that Beam's Python does not
 
 
 def run_local(
@@ -87,15 +89,11 @@ def run_beam(
 
     Raises:
         ImportError: If Beam is not installed.
+        ValueError: If the runner has no such flag.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise ImportError(
-            f'--runner={runner} needs Apache Beam ({error}): pip install "vidgen[beam]"'
-        ) from error
-    options = PipelineOptions([f"--runner={RUNNERS[runner]}", *beam_args])
+    options = beam_options(runner, beam_args)
+    import apache_beam as beam
+
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
@@ -103,6 +101,29 @@ def run_beam(
             | "spread" >> beam.Reshuffle()
             | "work" >> beam.Map(functools.partial(function, work))
         )
+
+
+def beam_options(runner: str, beam_args: Sequence[str]):
+    """Returns Beam's PipelineOptions of flags, which Beam itself would take misspelled too.
+
+    Raises:
+        ImportError: If Beam is not installed.
+        ValueError: If the runner has no such flag.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ImportError(
+            f'--runner={runner} needs Apache Beam ({error}): pip install "vidgen[beam]"'
+        ) from error
+    options = PipelineOptions([f"--runner={RUNNERS[runner]}", *beam_args])
+    known = PipelineOptions([]).get_all_options()
+    unknown = sorted({*options.get_all_options(retain_unknown_options=True)} - {*known})
+    if unknown and runner not in _OWN_FLAGS:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean --{near[0]}?" if near else "."
+        raise ValueError(f"--beam_args: --runner={runner} has no flag --{unknown[0]}{meant}")
+    return options
 
 
 @contextlib.contextmanager

@@ -81,18 +81,26 @@ def is_english(caption: str) -> bool:
     Raises:
         ImportError: If lingua is not installed.
     """
-    languages, detector = _lingua()
-    likely = detector.compute_language_confidence_values(caption)[:5]
-    return languages.ENGLISH in [value.language for value in likely]
+    likely = _detector().compute_language_confidence_values(caption)[:5]
+    return lingua().Language.ENGLISH in [value.language for value in likely]
 
 
-@functools.cache
-def _lingua():
+def lingua():
+    """Returns the package that tells languages apart.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
-        import lingua
+        import lingua as package
     except ImportError as error:
         raise ImportError(
             f"telling languages apart needs lingua ({error}): pip install lingua-language-detector"
         ) from error
-    builder = lingua.LanguageDetectorBuilder.from_all_spoken_languages()
-    return lingua.Language, builder.with_low_accuracy_mode().build()
+    return package
+
+
+@functools.cache
+def _detector():
+    builder = lingua().LanguageDetectorBuilder.from_all_spoken_languages()
+    return builder.with_low_accuracy_mode().build()
