@@ -105,10 +105,12 @@ def ingest(
     if not len(kept):
         counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
         first = rows.slice(0, 1).to_pylist()[0]
+        ledger.write(work / ledger.NAME, rows)
         raise ValueError(
-            f"no usable clip among the {len(table)} rows of {source} "
-            f"({', '.join(f'{rule}: {n}' for rule, n in counts)}). The first, {first['id']}: "
-            f"{first['message']}"
+            f"no usable clip among the {len(table):,} rows of {source} "
+            f"({', '.join(f'{rule}: {n:,}' for rule, n in counts)}). The first, {first['id']}: "
+            f"{first['message']} All of them: {work / ledger.NAME}, which data_pipelines.browse "
+            "shows."
         )
     return _write_shards(out, work, rows, kept, plain, key, len(table), engine, tell)
 
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None):
         meta = ingest(
             args.source, args.out, config, engine=engine, keep_parts=args.keep_parts, tell=tell
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         parser.exit(EXIT_USAGE, f"error: {error}\n")
     except (KeyboardInterrupt, parts.Stopped):
         _leave(args)
@@ -326,14 +328,15 @@ def _leave(args: argparse.Namespace):
 
 
 def _print_summary(out: str, meta: dict, tell: list[summary.Stage]):
-    left_out = ", ".join(f"{rule}: {n}" for rule, n in meta["left_out"].items())
-    scenes = f" from {meta['num_rows']:,} files" if meta["num_clips"] != meta["num_rows"] else ""
+    left_out = ", ".join(f"{rule}: {n:,}" for rule, n in meta["left_out"].items())
+    scenes = f" from {meta['num_rows']:,} rows" if meta["num_clips"] != meta["num_rows"] else ""
+    shards_told = f"{len(meta['shards']):,} shard" + "s" * (len(meta["shards"]) != 1)
     if tell:
         print(f"\n{summary.stages(tell)}\n")
         print(f"{summary.verdicts(meta['num_records'], meta['left_out'])}\n")
     print(
-        f"{out}: {meta['num_records']} of {meta['num_clips']} clips{scenes} in "
-        f"{len(meta['shards'])} shards; left out: {left_out or 'none'}"
+        f"{out}: {meta['num_records']:,} of {meta['num_clips']:,} clips{scenes} in "
+        f"{shards_told}; left out: {left_out or 'none'}"
         + (f" (see {os.path.join(out, ledger.NAME)})" if left_out else "")
     )
 

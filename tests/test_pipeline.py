@@ -75,7 +75,7 @@ def test_every_clip_is_a_record_with_its_facts(source, done):
 def test_the_command_gives_the_same_bytes_and_knows_finished_work(source, done, tmp_path):
     first = run(source, tmp_path / "a")
     assert first.returncode == 0, first.stderr
-    assert "30 of 30 clips in 1 shards; left out: none" in first.stdout
+    assert "30 of 30 clips in 1 shard; left out: none" in first.stdout
     assert contents(tmp_path / "a") == contents(done)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
     pipeline.main([f"--source={source}", f"--out={tmp_path / 'a'}"])
@@ -173,6 +173,14 @@ def test_wrong_sources_say_what_is_wrong(tmp_path, text, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_where_no_clip_is_kept_the_ledger_says_why(source, tmp_path):
+    with pytest.raises(ValueError, match=r"out.work/ledger.parquet, which data_pipelines.browse"):
+        pipeline.ingest(
+            source, tmp_path / "out", plan.load(None, [("rules", "fps > 999")]), num_workers=2
+        )
+    assert ledger.counts(ledger.read(tmp_path / "out.work")) == {"fps > 999": 30}
+
+
 def test_the_command_ends_with_one_line_for_a_wrong_source(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, words in (("none.csv", "--source="), ("empty", "has no files named")):
@@ -181,6 +189,14 @@ def test_the_command_ends_with_one_line_for_a_wrong_source(tmp_path, capsys):
         said = capsys.readouterr().err
         assert ended.value.code == 2 and said.count("\n") == 1
         assert said.startswith("error: ") and words in said
+
+
+def test_the_command_ends_with_one_line_for_a_folder_that_cannot_be_made(source, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        pipeline.main([f"--source={source}", f"--out={tmp_path / 'file' / 'out'}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_another_source_does_not_overwrite(done, tmp_path):
