@@ -59,7 +59,7 @@ def base() -> ConfigDict:
 
     config.rules = ()  # what a clip has to pass: "motion >= 0.1"
     config.dedup = ConfigDict()
-    config.dedup.exact = False  # equal files (and times)
+    config.dedup.exact = False  # equal frames of equal files
     config.dedup.near = -1  # bits of 64 that perceptual hashes may differ in; -1: not compared
 
     config.shards = ConfigDict()

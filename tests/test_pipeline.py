@@ -296,6 +296,23 @@ def test_a_copy_and_a_near_copy_are_left_out_for_the_best(tmp_path):
     assert rows["a.mp4"]["message"] == "looks like b.mp4."
 
 
+def test_the_same_frames_of_a_file_are_duplicates_however_their_times_are_written(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(encoding.encode_mp4(data_sets.draw(0)[0], 12))  # 2 s
+    times = [("1", "0", "0.5"), ("2", "", "0.5000001"), ("3", "0.5", "2"), ("4", 0.1 + 0.4, "")]
+    times += [("5", "", ""), ("6", "0.25", "0.75")]
+    table = write_csv(
+        tmp_path / "a.csv",
+        [("a.mp4", "a shape", *line) for line in times],
+        ("path", "text", "id", "start", "end"),
+    )
+    pipeline.ingest(
+        table, tmp_path / "out", plan.load(None, [("dedup.exact", "true")]), num_workers=1
+    )
+    rows = ledger.read(tmp_path / "out")
+    assert rows["duplicate_of"].to_pylist() == [None, "1", None, "3", None, None]
+    assert rows["message"][1].as_py() == "the same file and frames as 1."
+
+
 def test_scenes_become_clips_of_exactly_their_frames(tmp_path):
     moves = [moving_textures.camera_move(n, 96, 128, right=1, seed=n) for n in (30, 40)]
     film = np.concatenate([*moves, moves[0][:8]])

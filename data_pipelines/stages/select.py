@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import tqdm
 
 from data_pipelines import caption_cleaning, ledger
-from data_pipelines.stages import dedup, rules, text
+from data_pipelines.stages import dedup, examine, rules, text
 
 NO_CAPTION, DUPLICATE, NEAR_DUPLICATE = "no caption", "duplicate", "near duplicate"
 
@@ -34,7 +34,7 @@ def select(rows: pa.Table, plain: dict, *, quiet: bool = False) -> pa.Table:
     kept = np.flatnonzero([rule is None for rule in choice.rules])
     exact, near = _duplicates(choice.rows.take(pa.array(kept)), plain["dedup"])
     for found, rule, says in (
-        (exact, DUPLICATE, "the same file and times as {}."),
+        (exact, DUPLICATE, "the same file and frames as {}."),
         (near, NEAR_DUPLICATE, "looks like {}."),
     ):
         for row, other in found.items():
@@ -117,8 +117,17 @@ def _duplicates(kept: pa.Table, how: dict) -> tuple[dict[int, int], dict[int, in
     """Returns {row: row it copies} for exact and for near duplicates, both in rows of `kept`."""
     ids, exact, near = kept["id"].to_pylist(), {}, {}
     if how["exact"]:
-        facts = (kept[name].to_pylist() for name in ("sha256", "start", "end"))
-        exact = dedup.exact(list(zip(*facts, strict=True)), ids)
+        facts = kept.select(["sha256", "start", "fps", "num_frames"]).to_pylist()
+        # frames, as the seconds of two rows that mean the same ones may differ in a last digit
+        keys = [
+            (
+                row["sha256"],
+                examine.frame_range(row["start"], None, row["fps"])[0],
+                row["num_frames"],
+            )
+            for row in facts
+        ]
+        exact = dedup.exact(keys, ids)
     if how["near"] >= 0:
         rest = [row for row in range(len(ids)) if row not in exact]
         table = kept.take(pa.array(rest, pa.int64()))
