@@ -15,6 +15,7 @@ fetched by an external command (`--fetcher`), by default yt-dlp.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import csv
 import fcntl
@@ -31,7 +32,9 @@ import time
 
 import tqdm
 
+import data_pipelines.sources.rows as rows
 from data_pipelines import fetch, fetch_lists, media, web
+from data_pipelines.stages.summary import human_bytes
 
 FETCHER = (
     "yt-dlp --no-playlist --no-progress -S res:1080,vcodec:h264,ext:mp4 --merge-output-format mp4 "
@@ -74,8 +77,9 @@ class Download:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"another download works on {self.out}: wait for it.") from error
+            self._mend_manifest()
             done = self.done()
-            todo = [item for item in items if not self._is_done(item, done)]
+            todo = self.missing(items)
             size = sum(item.remote.size or 0 for item in todo)
             begun = sum(
                 path.stat().st_size
@@ -93,7 +97,6 @@ class Download:
                     initial=begun,
                     unit="B",
                     unit_scale=True,
-                    unit_divisor=1024,
                     mininterval=0.5,
                 ) as self._progress,
                 concurrent.futures.ThreadPoolExecutor(jobs) as threads,
@@ -117,13 +120,22 @@ class Download:
         return done
 
     def done(self) -> dict[str, dict]:
-        """Reads the manifest, and cuts off a line that a kill left half written."""
+        """Reads the manifest, but for a line that is half written."""
         content = self._manifest.read_bytes() if self._manifest.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        return {line["path"]: line for line in map(json.loads, lines)}
+
+    def missing(self, items: list[fetch_lists.Item]) -> list[fetch_lists.Item]:
+        """Returns the items that are not there yet."""
+        done = self.done()
+        return [item for item in items if not self._is_done(item, done)]
+
+    def _mend_manifest(self):
+        """Cuts off a line that a kill left half written."""
+        content = self._manifest.read_bytes() if self._manifest.exists() else b""
+        if content and not content.endswith(b"\n"):
             with open(self._manifest, "r+b") as file:
-                file.truncate(len(whole))
-        return {line["path"]: line for line in map(json.loads, whole.splitlines())}
+                file.truncate(content.rfind(b"\n") + 1)
 
     def _is_done(self, item: fetch_lists.Item, done: dict[str, dict]) -> bool:
         line, path = done.get(item.path), self.out / item.path
@@ -244,7 +256,9 @@ def _keep_tail(stream, tail: list[bytes]):
         tail[:] = [*tail[-5:], line]
 
 
-def dry_run(items: list[fetch_lists.Item], limits: web.Limits, out: str, jobs: int) -> str:
+def dry_run(
+    items: list[fetch_lists.Item], limits: web.Limits, out: str | os.PathLike, jobs: int
+) -> str:
     """Asks for sizes that are not known, and says how much a download would fetch."""
 
     def size(item: fetch_lists.Item) -> int | None:
@@ -255,22 +269,21 @@ def dry_run(items: list[fetch_lists.Item], limits: web.Limits, out: str, jobs: i
         except web.FetchError:
             return None
 
+    todo = Download(out, limits).missing(items)
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
-        sizes = list(tqdm.tqdm(threads.map(size, items), desc="sizes", total=len(items)))
+        sizes = threads.map(size, todo)
+        sizes = list(tqdm.tqdm(sizes, desc="sizes", total=len(todo), unit="file", leave=False))
     known = [n for n in sizes if n is not None]
     place = pathlib.Path(out).absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    unknown = len(sizes) - len(known)
     return (
-        f"{len(items)} files: {_human(sum(known))} in {len(known)}, {unknown} of unknown size; "
-        f"{_human(free)} are free at {place}."
+        f"{len(items):,} files, of which {len(items) - len(todo):,} are there; to fetch: "
+        f"{human_bytes(sum(known))} in {len(known):,}, {len(sizes) - len(known):,} of unknown "
+        f"size; {human_bytes(free)} are free at {place}"
+        + (", which is not enough." if sum(known) > free - fetch.SPARE_BYTES else ".")
     )
-
-
-def _human(num_bytes: float) -> str:
-    return tqdm.tqdm.format_sizeof(num_bytes, "B", 1024)
 
 
 def main(argv: list[str] | None = None):
@@ -283,7 +296,7 @@ def main(argv: list[str] | None = None):
         backoff_seconds=args.backoff_seconds,
         allow_private=args.allow_private,
     )
-    refused: dict[str, str] = {}
+    refused: dict[str, rows.Refused] = {}
     try:
         if args.urls:
             items = fetch_lists.urls(args.urls)
@@ -298,13 +311,16 @@ def main(argv: list[str] | None = None):
             items = fetch_lists.with_sums(items, args.sums)
     except (ValueError, OSError, web.FetchError) as error:
         parser.exit(2, f"error: {error}\n")
-    for row, message in list(refused.items())[:10]:
-        print(f"{row}: {message}")
+    for row, error in list(refused.items())[:10]:
+        print(f"{row}: {error}")
     if args.dry_run:
         print(dry_run(items, limits, args.out, args.jobs))
         return
     total = None if args.max_total_gb is None else int(args.max_total_gb * 1e9)
     download = Download(args.out, limits, max_total_bytes=total, fetcher=args.fetcher)
+    for row, error in refused.items():
+        nothing = fetch_lists.Item(row, web.Remote(""))
+        download.failed.append((nothing, web.FetchError(error.reason, str(error))))
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT off
         signal.signal(number, signal.default_int_handler)
     begin = time.monotonic()
@@ -320,15 +336,14 @@ def main(argv: list[str] | None = None):
     there = [line for line in there if line["path"] not in {i.path for i, _ in download.failed}]
     size = sum(line["bytes"] for line in there)
     print(
-        f"{args.out}: {len(there)} of {len(items)} files, {_human(size)}; "
-        f"fetched {_human(download.fetched)} in {tqdm.tqdm.format_interval(seconds)} "
-        f"({_human(download.fetched / max(seconds, 1e-3))}/s)"
+        f"{args.out}: {len(there):,} of {len(items):,} files, {human_bytes(size)}; "
+        f"fetched {human_bytes(download.fetched)} in {tqdm.tqdm.format_interval(seconds)} "
+        f"({human_bytes(download.fetched / max(seconds, 1e-3))}/s)"
     )
-    if download.failed or refused:
-        reasons = sorted({error.reason for _, error in download.failed})
-        counts = [f"{r}: {sum(e.reason == r for _, e in download.failed)}" for r in reasons]
-        counts += [f"rows without a video: {len(refused)}"] * bool(refused)
-        parser.exit(SOME_FAILED, f"failed: {', '.join(counts)} (see {args.out}/failed.csv)\n")
+    if download.failed:
+        counts = collections.Counter(error.reason for _, error in download.failed)
+        told = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(counts.items()))
+        parser.exit(SOME_FAILED, f"failed: {told} (see {args.out}/failed.csv)\n")
 
 
 def _parse(argv: list[str] | None):

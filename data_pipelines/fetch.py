@@ -20,8 +20,8 @@ from typing import BinaryIO
 
 from data_pipelines import web
 
+SPARE_BYTES = 1 << 30  # of the disk, left free
 _CHUNK = 1 << 20
-_SPARE_BYTES = 1 << 30  # of the disk, left free
 
 
 def fetch(
@@ -225,7 +225,7 @@ def _check_size(remote: web.Remote, answer: _Answer, part: _Part, limits: web.Li
         part.discard(count)
         raise web.FetchError("wrong size", f"{total} bytes are offered, not {remote.size}.")
     free = shutil.disk_usage(part.target.parent).free + part.size()
-    if total > free - _SPARE_BYTES:
+    if total > free - SPARE_BYTES:
         raise web.FetchError(
             "disk full", f"{total} bytes do not fit on the disk ({free} are free)."
         )

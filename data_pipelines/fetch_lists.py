@@ -75,7 +75,7 @@ def openvid(
     return sorted(items, key=lambda item: (item.path.endswith(".zip"), item.path))
 
 
-def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, str]]:
+def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, rows.Refused]]:
     """Lists the whole videos behind the clips of MiraData's table, each once.
 
     Args:
@@ -96,7 +96,7 @@ def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, str]]:
                 raise row
             folder, name = mira.clip_name(row)
         except rows.Refused as error:
-            refused[f"row {number}"] = str(error)
+            refused[f"row {number}"] = error
             continue
         if numbers is not None and int(name[:12]) not in numbers:
             continue

@@ -293,7 +293,7 @@ def test_the_command_fetches_lists_and_says_what_failed(server, tmp_path):
     out = tmp_path / "out"
     result = run(f"--urls={tmp_path}/urls", f"--out={out}")
     assert result.returncode == download.SOME_FAILED, result.stderr
-    assert "2 of 5 files, 293kB; fetched " in result.stdout
+    assert "2 of 5 files, 300.0 kB; fetched " in result.stdout
     assert "bad url: 1, not found: 1, wrong checksum: 1" in result.stderr
     with open(out / "failed.csv", newline="") as file:
         failed = {line["path"]: line["reason"] for line in csv.DictReader(file)}
@@ -422,10 +422,12 @@ def test_openvid_comes_from_the_hub_with_its_checksums(server, tmp_path):
     data = serve_openvid(server, tmp_path / "hub")
     args = ("--source=openvid", f"--hub={server.url('')}", f"--out={tmp_path}/out")
     result = run(*args, "--parts=0,2", "--dry-run")
-    assert result.returncode == 0 and "4 files: " in result.stdout, result.stderr
+    assert result.returncode == 0 and "4 files, of which 0 are there; " in result.stdout
     assert "0 of unknown size" in result.stdout and not (tmp_path / "out").exists()
     result = run(*args, "--parts=0,2")
     assert result.returncode == 0, result.stderr
+    result = run(*args, "--parts=0-1", "--dry-run")
+    assert "3 files, of which 2 are there; to fetch: " in result.stdout
     reasons = ["refused" in clip.given for clip in sources.read(f"openvid:{tmp_path}/out")]
     assert reasons == [i % 3 == 1 for i in range(len(data.present))] + [True]
     assert run(*args, "--parts=all").returncode == 0
@@ -464,8 +466,9 @@ def test_miradata_takes_files_directly_and_pages_by_a_command(server, tmp_path):
     (tmp_path / "fetcher.py").write_text(FETCHER.format(video=str(videos[1])))
     args = ("--source=miradata", f"--csv={table}", f"--out={tmp_path}/b")
     result = run(*args, "--fetcher=surely-not-installed {out} {url}")
-    assert "no fetcher: 3" in result.stderr and "rows without a video: 1" in result.stderr
+    assert "no fetcher: 3" in result.stderr and "bad id: 1" in result.stderr
     assert "surely-not-installed is not installed" in (tmp_path / "b/failed.csv").read_text()
+    assert "row 7,,bad id," in (tmp_path / "b/failed.csv").read_text()
     result = run(*args, f"--fetcher={sys.executable} {tmp_path}/fetcher.py {{out}} {{url}}")
     assert result.returncode == 3, result.stderr
     assert "fetcher failed: 1, no video: 1" in result.stderr
@@ -474,7 +477,10 @@ def test_miradata_takes_files_directly_and_pages_by_a_command(server, tmp_path):
     assert [found[clip_id] for clip_id in data.present] == [True] * 4
     assert [found["5000.0"], found["5001.0"]] == [False, False]
     result = run(*args, "--ids=998-1000", "--dry_run")
-    assert "1 files: " in result.stdout and "0 of unknown size" in result.stdout
+    assert (
+        "1 files, of which 1 are there; to fetch: 0 B in 0, " in result.stdout
+        and "0 of unknown size" in result.stdout
+    )
 
 
 @pytest.mark.parametrize(
