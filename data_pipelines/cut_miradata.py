@@ -9,7 +9,8 @@ file of its own size: the ingest need not go through hours of video for each of 
 whole videos may be deleted.
 
 Runs in child processes that can open nothing else; run again, it makes what is missing. What cannot
-be cut stands in DIR/cut_failed.csv. Exit codes: 0, 3 some failed, 2 wrong usage.
+be cut stands in DIR/cut_failed.csv. Exit codes: 0, 3 some failed, 75 stopped by SIGTERM or Ctrl-C,
+2 wrong usage.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import csv
 import io
 import os
 import pathlib
+import signal
 from typing import BinaryIO
 
 import av
@@ -28,7 +30,7 @@ import data_pipelines.sources.rows as rows
 import data_pipelines.sources.tables as tables
 from data_pipelines import guard, media, video_io, workers
 
-SOME_FAILED = 3
+SOME_FAILED, STOPPED = 3, 75
 MAX_CUT_BYTES = 384 << 20  # a clip of MiraData has 88 MB on average
 _CHILD_BYTES = 1280 << 20  # the cut is held in memory, and once more as the answer
 _DEADLINE_SECONDS = 120.0
@@ -117,7 +119,9 @@ def main(argv: list[str] | None = None):
         failed, made, there = cut_all(table, args.jobs or os.cpu_count() or 1)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
-    print(f"{table}: {made} clips cut, {there} were there, {len(failed)} failed")
+    except KeyboardInterrupt:
+        parser.exit(STOPPED, "\nstopped: the same command goes on.\n")
+    print(f"{table}: {made:,} clips cut, {there:,} were there, {len(failed):,} failed")
     report = pathlib.Path(os.path.dirname(table), "cut_failed.csv")
     report.unlink(missing_ok=True)
     if failed:
@@ -172,18 +176,25 @@ def cut_all(table: str, jobs: int) -> tuple[list[tuple[str, str, str]], int, int
             os.replace(target + ".part", target)
 
         futures = {threads.submit(run, *rest): clip_id for clip_id, *rest in todo}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                future.result()
-            except (video_io.MediaError, workers.WorkerDied) as error:
-                failed.append((futures[future], error.reason, str(error)))
-            except (OSError, MemoryError) as error:
-                failed.append((futures[future], "unreadable", f"{error}"))
-            progress.set_postfix(failed=len(failed), refresh=False)
-            progress.update()
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                try:
+                    future.result()
+                except (video_io.MediaError, workers.WorkerDied) as error:
+                    failed.append((futures[future], error.reason, str(error)))
+                except (OSError, MemoryError) as error:
+                    failed.append((futures[future], "unreadable", f"{error}"))
+                progress.set_postfix(failed=len(failed), refresh=False)
+                progress.update()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            pool.close()
+            raise
     made = len(todo) - sum(1 for future in futures if future.exception())
     return sorted(failed), made, there
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT off
+        signal.signal(number, signal.default_int_handler)
     main()

@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -449,6 +450,28 @@ def test_the_command_writes_a_page_and_serves_it(data, tmp_path):
         process.communicate()
     _, message = wrong.communicate()
     assert wrong.returncode == 2 and "give the --out folder of data_pipelines.pipeline" in message
+
+
+def test_the_command_ends_with_one_line_where_it_is_stopped_or_cannot_serve(
+    data, tmp_path, monkeypatch, capsys
+):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            command.main(
+                [f"--data={data}", f"--out={tmp_path}", "--clips=0", "--serve", f"--port={port}"]
+            )
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"error: 127.0.0.1:{port} cannot be served at" in said
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "write", stop)
+    with pytest.raises(SystemExit) as ended:
+        command.main([f"--data={data}", f"--out={tmp_path / 'page'}"])
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "\nstopped: the same command goes on.\n"
 
 
 class Browser:

@@ -3,8 +3,10 @@
 import csv
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import av
 import numpy as np
@@ -96,6 +98,22 @@ def test_the_command_cuts_what_is_there_and_sources_prefer_the_cuts(tmp_path):
         [row] = examine.examine(clip.file, clip)
         assert row["num_frames"] == pixels[clip_id] == 24
     assert "refused" in after["5000.0"].given
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, sent):
+    data = data_sets.write_miradata(tmp_path, clips=60)
+    command = [sys.executable, "-m", "data_pipelines.cut_miradata", f"--source={tmp_path}"]
+    with subprocess.Popen([*command, "--jobs=1"], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "video_clips").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, said = process.communicate()
+    assert process.returncode == cut_miradata.STOPPED
+    assert "stopped: the same command goes on." in said and "Traceback" not in said
+    made = list((tmp_path / "video_clips").rglob("*.mp4"))
+    assert len(made) < len(data.present)
+    assert f"{60 - len(made)} clips cut, {len(made)} were there, 1 failed" in run(tmp_path).stdout
 
 
 def test_ids_that_would_leave_the_folder_are_refused(tmp_path):

@@ -20,6 +20,8 @@ import signal
 from data_pipelines import buckets
 from data_pipelines.browse import page, serve
 
+STOPPED = 75  # run it again, as of the other commands
+
 
 def read_buckets(config: str | None, table: str | None) -> page.Buckets | None:
     """Reads the buckets of a config file ("FILE.py" or "FILE.py:ARGUMENT") or of JSON.
@@ -112,6 +114,8 @@ def main(argv: list[str] | None = None):
         )
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(STOPPED, "\nstopped: the same command goes on.\n")
     index = os.path.join(args.out, "index.html")
     in_buckets = "" if done["bucketed"] is None else f", {done['bucketed']:,} in a bucket"
     print(
@@ -119,7 +123,14 @@ def main(argv: list[str] | None = None):
         f"{done['previews']:,} previews, {size(done['bytes'])}"
     )
     if args.serve:
-        server = serve.make_server(args.out, args.host, args.port)
+        try:
+            server = serve.make_server(args.out, args.host, args.port)
+        except OSError as error:
+            parser.exit(
+                2,
+                f"error: {args.host}:{args.port} cannot be served at ({error.strerror}): --port=0 "
+                "takes a port that is free.\n",
+            )
         name = "localhost" if args.host == "127.0.0.1" else args.host
         print(f"serving at http://{name}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         try:
