@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import cut_miradata, sources, video_io
+from data_pipelines import cut_miradata, encoding, sources, video_io
 from data_pipelines.stages import examine
-from tests import data_sets
+from tests import data_sets, processes
 
 
 def encode(num_frames, *, gop, b_frames, fps=12):
@@ -98,6 +98,19 @@ def test_the_command_cuts_what_is_there_and_sources_prefer_the_cuts(tmp_path):
         [row] = examine.examine(clip.file, clip)
         assert row["num_frames"] == pixels[clip_id] == 24
     assert "refused" in after["5000.0"].given
+
+
+def test_any_table_of_times_with_the_three_columns_of_the_docs_is_cut(tmp_path):
+    text = (processes.ROOT / "docs/prepare_data.md").read_text()
+    (table,) = [block for block in text.split("```\n") if block.startswith("clip_id,")]
+    (tmp_path / "miradata_own.csv").write_text(table)
+    raw = tmp_path / "raw_video/000000000/000000000012.mp4"
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(encoding.encode_mp4(np.zeros((31 * 12, 48, 64, 3), np.uint8), 12))
+    assert "2 clips cut, 0 were there, 0 failed" in run(tmp_path).stdout
+    raw.unlink()
+    found = sources.read(f"miradata:{tmp_path}")
+    assert [examine.examine(c.file, c)[0]["num_frames"] for c in found] == [57, 126]  # 12 a second
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import encoding, video_io
-from data_pipelines.stages import examine, scene
+from data_pipelines.stages import examine, look, scene
 from tests.moving_textures import camera_move, clip
 
 
@@ -92,6 +92,18 @@ def test_full_range_colours_are_no_damage():
     options = examine.Options(scores=scene.NAMES, num_stills=1)
     (row,) = examine.examine(buffer, clip(), options)
     assert "status" not in row, row["message"]
+
+
+def test_nothing_is_decoded_after_the_end_of_a_clip(monkeypatch):
+    seen, visit = [], look.Visitor.__call__
+
+    def count(visitor, number, frame):
+        seen.append(number)
+        visit(visitor, number, frame)
+
+    monkeypatch.setattr(look.Visitor, "__call__", count)
+    (row,) = examine.examine(io.BytesIO(mp4(12)), clip(start=0.25, end=0.5))
+    assert row["num_frames"] == 3 and seen == [*range(7)]  # 12 a second; the last ends it
 
 
 def test_options_say_which_values_make_no_sense():
