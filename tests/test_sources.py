@@ -455,8 +455,14 @@ def test_the_command_counts_a_source(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert re.search(
-        r"7 rows, 6 clips to look at(.|\n)*missing file: 1 \(first: never_up", result.stdout
+        r"7 rows, 6 clips to look at(.|\n)*missing file: 1 \(first, never_up", result.stdout
     )
+    assert re.search(r"caption  \S.*\n    given    aesthetic 4; motion 1.5; ", result.stdout)
+    assert "Clip(" not in result.stdout
+    (tmp_path / "folder").mkdir()
+    (tmp_path / os.fsdecode(b"folder/\xff.mp4")).touch()  # no UTF-8, which a folder may hold
+    result = subprocess.run([*command[:-1], tmp_path / "folder"], capture_output=True, text=True)
+    assert result.returncode == 0 and r"\udcff.mp4" in result.stdout, result.stderr
     result = subprocess.run([*command[:-1], "none"], capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith(
         "error: --source=none does not exist"
