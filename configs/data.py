@@ -2,7 +2,7 @@
 
 python -m data_pipelines.pipeline --source=clips.csv --out=shards --config=configs/data.py
 
-Every field is a flag (`--config.dedup.near=4`); the items of a tuple are separated by semicolons
+Every field is a flag (`--config.dedup.near=6`); the items of a tuple are separated by semicolons
 (`--config.rules="motion >= 0.5; 2 <= seconds <= 30"`). Without `--config` the command does what
 `base` says: every frame is decoded and every file hashed, and nothing else. This config cuts videos
 at their scene changes, measures all that needs no weights, and drops copies. On one core of an
@@ -86,5 +86,5 @@ def get_config() -> ConfigDict:
         "short_side >= 240",
     )
     config.dedup.exact = True
-    config.dedup.near = 4
+    config.dedup.near = 8
     return config

@@ -30,6 +30,6 @@ def get_config():
         "letterbox <= 0.3",
     )
     config.dedup.exact = True
-    config.dedup.near = 4
+    config.dedup.near = 8
     config.shards.short_side = 720
     return config

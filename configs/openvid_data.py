@@ -24,5 +24,5 @@ def get_config():
         "letterbox <= 0.3",
     )
     config.dedup.exact = True
-    config.dedup.near = 4
+    config.dedup.near = 8
     return config

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import data, miradata_data, openvid_data
 from data_pipelines.stages import examine, phash
 from tests.moving_textures import camera_move, clip, mp4
 
-NEAR, FAR = 10, 20  # of the 64 bits of a picture
+NEAR, FAR = data.get_config().dedup.near, 20  # of the 64 bits of a picture
 
 
 def distance(one, other):
@@ -42,6 +43,10 @@ def test_an_encoded_shrunk_or_shifted_copy_is_near(videos):
         copies = [hashed(video_THWC, crf=38), hashed(half(video_THWC)), hashed(video_THWC[1:])]
         copies += [hashed(video_THWC[:-1]), hashed(half(video_THWC)[1:], crf=32)]
         assert max(distance(original, copy) for copy in copies) <= NEAR
+
+
+def test_the_configs_of_all_data_sets_find_them():
+    assert {c.get_config().dedup.near for c in (data, miradata_data, openvid_data)} == {NEAR}
 
 
 def test_other_clips_are_far(videos):

@@ -116,7 +116,9 @@ def test_hostile_paths_are_refused_and_the_others_stay(kind, folder):
 def test_a_wider_root_lets_paths_leave_the_folder_of_the_table(folder):
     rows = [("../outside.mp4", "x"), (str(folder / "a.mp4"), "y"), ("/etc/passwd", "z")]
     table = write(folder / "t.csv", ("path", "text"), rows)
-    assert reasons(sources.read(table)) == ["outside root", "", "outside root"]
+    refused = sources.read(table)
+    assert reasons(refused) == ["outside root", "", "outside root"]
+    assert "SOURCE?root=FOLDER allows" in refused[0].given["refused"]
     found = sources.read(f"{table}?root={folder.parent}")
     assert reasons(found) == ["", "", "outside root"]
     assert [clip.id for clip in found[:2]] == ["outside.mp4", "a.mp4"]

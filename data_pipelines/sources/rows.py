@@ -123,7 +123,10 @@ class Rows:
             relative = os.path.relpath(file, folder)
             if relative != ".." and not relative.startswith("../"):
                 return relative, file
-        raise Refused("outside root", f"{path[:200]} leaves {self._root}.")
+        raise Refused(
+            "outside root",
+            f"{path[:200]} leaves {self._root}: SOURCE?root=FOLDER allows a folder above it.",
+        )
 
     def _file(self, path: object) -> str:
         file = self._place(path)[1]

@@ -1,9 +1,7 @@
-"""Perceptual hashes: equal clips have near hashes after encoding, resizing, or a shift by a frame.
+"""Perceptual hashes: copies of a clip, encoded or made smaller, have near ones.
 
 Each is the common 64-bit DCT hash: the signs of the 8x8 lowest frequencies of a 32x32 picture,
-against their median. Of a picture's 64 bits, copies that were encoded anew, made half as large or
-lost a frame differ in 9 at most, other clips in 28 or more, in the picture that differs most
-(tests/test_phash.py).
+against their median. How far copies and other clips differ: `python -m tests.measure_dedup`.
 """
 
 from collections.abc import Sequence
