@@ -18,8 +18,10 @@ cluster through Apache Beam, where all machines see the folder: docs/pipeline.md
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import fcntl
 import functools
 import json
 import os
@@ -28,6 +30,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pyarrow as pa
 import tqdm
@@ -98,21 +101,51 @@ def ingest(
         return meta
     work = builder.work_folder(out)
     folder = pathlib.Path(os.path.abspath(keep_parts or work / "parts")) / examined[:16]
-    _prepare(work, folder, table, plain, key, engine)
-    _examine(work, folder, plain, len(table), engine, tell)
-    rows = _select(work, folder, plain, len(table), tell)
-    kept = shards.kept_rows(rows)
-    if not len(kept):
-        counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
-        first = rows.slice(0, 1).to_pylist()[0]
-        ledger.write(work / ledger.NAME, rows)
-        raise ValueError(
-            f"no usable clip among the {len(table):,} rows of {source} "
-            f"({', '.join(f'{rule}: {n:,}' for rule, n in counts)}). The first, {first['id']}: "
-            f"{first['message']} All of them: {work / ledger.NAME}, which data_pipelines.browse "
-            "shows."
-        )
-    return _write_shards(out, work, rows, kept, plain, key, len(table), engine, tell)
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        _prepare(work, folder, table, plain, key, engine)
+        _examine(work, folder, plain, len(table), engine, tell)
+        rows = _select(work, folder, plain, len(table), tell)
+        kept = shards.kept_rows(rows)
+        if not len(kept):
+            raise ValueError(_why_none(work, rows, f"{len(table):,} rows of {source}"))
+        return _write_shards(out, work, rows, kept, plain, key, len(table), engine, tell)
+
+
+@contextlib.contextmanager
+def _alone(work: pathlib.Path) -> Iterator[None]:
+    """Locks the work folder: another run, of another config perhaps, would mix its files in.
+
+    The lock ends with the process, however that ends. Where a file system has no locks, there is
+    none.
+
+    Raises:
+        ValueError: If another run has the lock.
+    """
+    folder = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise ValueError(f"another run works on {work}: wait for its end, or end it.") from error
+    except OSError:  # NFS locks no folders, Lustre nothing unless it is mounted so
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def _why_none(work: pathlib.Path, rows: pa.Table, source: str) -> str:
+    """Writes a ledger of clips that are all left out, and returns what to say of them."""
+    ledger.write(work / ledger.NAME, rows)
+    counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
+    first = rows.slice(0, 1).to_pylist()[0]
+    return (
+        f"no usable clip among the {source} ({', '.join(f'{rule}: {n:,}' for rule, n in counts)}). "
+        f"The first, {first['id']}: {first['message']} All of them: {work / ledger.NAME}, which "
+        "data_pipelines.browse shows."
+    )
 
 
 def check(config: ConfigDict | None, table: list[clips.Clip]) -> dict:
@@ -124,7 +157,6 @@ def check(config: ConfigDict | None, table: list[clips.Clip]) -> dict:
 def _prepare(work, folder, table, plain: dict, key: str, engine: Engine):
     """Makes the work folder of this key; what another one left is deleted, but for its parts."""
     folder.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
     mark = work / "key"
     if not mark.exists() or mark.read_text() != key:
         mark.unlink(missing_ok=True)

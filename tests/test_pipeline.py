@@ -443,6 +443,26 @@ def test_a_dry_run_writes_nothing_and_says_what_the_whole_takes(source, tmp_path
     assert size / 2 < space < 2 * size  # kB; every second clip was looked at
 
 
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_works(source, tmp_path):
+    work = builder.work_folder(tmp_path / "a")
+    command = [sys.executable, "-m", "data_pipelines.pipeline", f"--source={source}"]
+    first = subprocess.Popen(
+        [*command, f"--out={tmp_path / 'a'}", "--num_workers=1"], stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (work / "plan.json").exists():
+            time.sleep(0.02)
+        os.kill(first.pid, signal.SIGSTOP)
+        config = plan.load(None, [("rules", "num_frames == 1")])
+        with pytest.raises(ValueError, match=f"another run works on {work}: wait"):
+            pipeline.ingest(source, tmp_path / "a", config, num_workers=1)
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+    meta = pipeline.ingest(source, tmp_path / "a", config, num_workers=1)  # the lock went with it
+    assert meta["num_records"] == 6
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_way_to_go_on(source, tmp_path, sent):
     command = [sys.executable, "-m", "data_pipelines.pipeline", f"--source={source}"]
