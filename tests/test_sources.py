@@ -122,6 +122,8 @@ def test_a_wider_root_lets_paths_leave_the_folder_of_the_table(folder):
     found = sources.read(f"{table}?root={folder.parent}")
     assert reasons(found) == ["", "", "outside root"]
     assert [clip.id for clip in found[:2]] == ["outside.mp4", "a.mp4"]
+    with pytest.raises(ValueError, match=r"root=/none: there is no such folder"):
+        sources.read(f"{table}?root=/none")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -318,6 +320,8 @@ def test_webdataset_shards_become_clips_read_in_place(tmp_path):
             members += [(f"{key}.json", json.dumps({"aesthetic": 5, "text": "json"}).encode())]
         write_tar(tmp_path / f"set-{shard:02d}.tar", members)
     table = sources.read(f"{tmp_path}/set-{{00..01}}.tar")
+    lost = sources.read(f"{tmp_path}/set-{{00..02}}.tar")[-1].given["refused"]
+    assert lost == f"missing file: there is no {tmp_path}/set-02.tar."
     assert [clip.id for clip in table] == [f"set-{s:02d}/{k}" for s in range(2) for k in videos]
     assert (
         table == sources.read(f"{tmp_path}/set-?{{0,1}}.tar") == sources.read(f"{tmp_path}/*.tar")

@@ -151,7 +151,7 @@ def inside(root: str, file: str) -> str:
         raise Refused("unreadable", f"the file cannot be reached: {error}.") from error
     top = _real_folder(root)
     if os.path.commonpath([top, real]) != top:
-        raise Refused("outside root", f"the file is a link to {real}, outside of {root}.")
+        raise Refused("outside root", f"the file is {real}, outside of {root}.")
     if not stat.S_ISREG(status.st_mode):
         raise Refused("not a file", "the path is of a folder or a device.")
     return file

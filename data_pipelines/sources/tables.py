@@ -30,8 +30,10 @@ def read(
         root: Folder that paths may not leave; None: the table's own.
 
     Raises:
-        ValueError: If it cannot be read, has no rows or not the columns.
+        ValueError: If it cannot be read, has no rows or not the columns, or there is no `root`.
     """
+    if root and "://" not in source and not os.path.isdir(root):
+        raise ValueError(f"--source={source}?root={root}: there is no such folder.")
     kind = source.rpartition(".")[2].lower()
     table = rows.Rows(kind, os.path.dirname(source), root)
     for number, row in read_rows(source, (path, text)):

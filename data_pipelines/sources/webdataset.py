@@ -44,6 +44,9 @@ def read(pattern: str) -> list[clips.Clip]:
                 for key, sample in _samples(file, size):
                     readable += 1
                     _add(table, next(numbers), shard, f"{name}/{key}", sample)
+        except FileNotFoundError:
+            refused = rows.Refused("missing file", f"there is no {shard}.")
+            table.add(next(numbers), id=f"{name}.tar", refused=refused)
         except (OSError, tarfile.TarError) as error:
             refused = rows.Refused("damaged", f"{shard} ends in an error: {error}.")
             table.add(next(numbers), id=f"{name}.tar", refused=refused)
