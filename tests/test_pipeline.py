@@ -443,6 +443,25 @@ def test_a_dry_run_writes_nothing_and_says_what_the_whole_takes(source, tmp_path
     assert size / 2 < space < 2 * size  # kB; every second clip was looked at
 
 
+def test_a_dry_run_looks_at_clips_that_are_there(source, tmp_path, capsys):
+    """Of OpenVid's table most rows are of parts that nobody has fetched."""
+    table = tmp_path / "clips.csv"
+    lines = source.read_text().splitlines()[:5]
+    table.write_text("\n".join([*lines, *(f"nowhere/{i}.mp4,x" for i in range(300))]))
+    arguments = [f"--source={table}?root=/", f"--out={tmp_path / 'out'}", "--num_workers=1"]
+    (tmp_path / "clips").symlink_to(source.parent / "clips")
+    pipeline.main([*arguments, "--dry-run=3"])
+    said = capsys.readouterr().out
+    assert "dry run: 3 of 4 clips; nothing was written" in said
+    assert "rows that cannot be used: missing file: 300" in said
+    words = [line.split() for line in said.splitlines()]
+    assert ["kept", "3", "100.0%"] in words and ["kept", "4", "clips"] in words
+    table.write_text("path,text\nnowhere.mp4,x")
+    with pytest.raises(SystemExit):
+        pipeline.main([*arguments, "--dry-run"])
+    assert "no row of the source can be used (missing file: 1)" in capsys.readouterr().err
+
+
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_works(source, tmp_path):
     work = builder.work_folder(tmp_path / "a")
     command = [sys.executable, "-m", "data_pipelines.pipeline", f"--source={source}"]

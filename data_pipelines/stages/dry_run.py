@@ -3,6 +3,7 @@
 The sample goes through the same stages in a temporary folder. Nothing is written elsewhere.
 """
 
+import collections
 import pathlib
 import tempfile
 import threading
@@ -22,15 +23,23 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
         table: All clips of the source.
         plain: The config as plain values.
         num_workers: Child processes.
-        size: Clips to examine: evenly spread over the table, the same ones each time.
+        size: Clips to examine, of those that the source has not refused: evenly spread over the
+            table, the same ones each time.
 
     Raises:
-        ValueError: If the sample is empty.
+        ValueError: If the sample would be empty.
     """
-    if size < 1 or not table:
-        raise ValueError(f"--dry-run={size} of {len(table)} clips: give 1 or more.")
-    size = min(size, len(table))
-    sample = [table[i * len(table) // size] for i in range(size)]
+    usable = [clip for clip in table if "refused" not in clip.given]
+    refused = collections.Counter(
+        str(clip.given["refused"]).partition(":")[0] for clip in table if "refused" in clip.given
+    )
+    unusable = ", ".join(f"{reason}: {number:,}" for reason, number in refused.items())
+    if size < 1:
+        raise ValueError(f"--dry-run={size}: give 1 clip or more.")
+    if not usable:
+        raise ValueError(f"no row of the source can be used ({unusable}).")
+    size = min(size, len(usable))
+    sample = [usable[i * len(usable) // size] for i in range(size)]
     with tempfile.TemporaryDirectory(prefix="dry-run-") as folder:
         work = pathlib.Path(folder) / "out.work"
         (work / "parts").mkdir(parents=True)
@@ -47,13 +56,14 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
         rows = select.select(parts.read_rows(work / "parts", size), plain, quiet=True)
         kept = shards.kept_rows(rows)
         shard_seconds, shard_bytes = _write(work, kept.slice(0, _CLIPS_WRITTEN), plain, num_workers)
-    share = len(table) / size
+    share = len(usable) / size
     shard_share = share * len(kept) / max(1, min(len(kept), _CLIPS_WRITTEN))
     seconds = [examine_seconds * share, shard_seconds * shard_share]
     count, left_out = summary.count(rows)
-    per_clip = sum(seconds) * num_workers / len(table)
+    per_clip = sum(seconds) * num_workers / len(usable)
     lines = [
-        f"dry run: {size:,} of {len(table):,} clips; nothing was written",
+        f"dry run: {size:,} of {len(usable):,} clips; nothing was written",
+        *([f"rows that cannot be used: {unusable}"] if unusable else []),
         "",
         summary.verdicts(count, left_out),
         "",
