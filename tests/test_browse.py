@@ -218,8 +218,8 @@ def test_clips_that_were_left_out_are_shown_from_their_file_or_say_why_not(out):
     assert notes["bad/motion >= 0.1"] == "" and notes["bad/refused"] == "refused"
     assert notes["bad/unknown format"] == "unknown format"
     assert notes["bad/missing file"] == "file not here" and notes["bad/damaged"]
-    for row, name in enumerate(found["texts"]["id"]):
-        assert bool(posters["files"][found["preview"][row]]) == (notes[name] == "")
+    for name, place in zip(found["texts"]["id"], found["preview"], strict=True):
+        assert (place >= 0 and posters["files"][place] != b"") == (notes[name] == "")
 
 
 def test_the_bytes_of_one_preview_lie_where_places_says(out):
@@ -257,6 +257,16 @@ def test_a_larger_sample_holds_the_smaller_one():
     assert list(previews.sample(ids, None)) == list(previews.sample(ids, 50)) == list(range(50))
     moved = previews.sample(ids[::-1], 10)
     assert {ids[i] for i in small} == {ids[::-1][i] for i in moved}
+
+
+def test_rows_that_were_refused_take_no_place_in_the_sample(data, tmp_path):
+    rows = ledger.read(data).to_pylist()
+    lost = {"status": "left out", "given": json.dumps({"refused": "missing file: of a part"})}
+    rows += [rows[0] | lost | {"id": f"lost/{i}", "rule": "missing file"} for i in range(200)]
+    ledger.write(tmp_path / "ledger.parquet", rows)
+    page.write(tmp_path / "ledger.parquet", tmp_path / "page", clips=5, num_workers=1)
+    notes = table(tmp_path / "page")["labels"]["preview"]
+    assert notes.count("refused") == 201 and notes.count("not in the sample") == KEPT + 4 - 5
 
 
 def test_every_kept_clip_is_in_the_bucket_of_a_run_or_has_a_reason(out):
@@ -336,7 +346,7 @@ def test_a_ledger_alone_and_no_previews_make_a_page(data, tmp_path):
     shutil.copy(data / ledger.NAME, tmp_path / "some.parquet")
     done = page.write(tmp_path / "some.parquet", tmp_path / "page", clips=0, num_workers=1)
     assert (done["clips"], done["kept"], done["previews"]) == (KEPT + 5, KEPT, 0)
-    assert set(table(tmp_path / "page")["labels"]["preview"]) == {"not in the sample"}
+    assert set(table(tmp_path / "page")["labels"]["preview"]) == {"not in the sample", "refused"}
 
 
 def test_wrong_folders_are_refused_before_any_work(data, tmp_path):

@@ -52,7 +52,8 @@ def write(
         data: The folder of a data set with its ledger, or a ledger alone.
         out: Folder of the page.
         bucket_config: To show which clips land in which bucket.
-        clips: How many clips get a preview, chosen by their ids; None: all.
+        clips: How many clips get a preview, chosen by their ids; None: all. Rows that the source's
+            reader refused, whose paths may lead anywhere, never do.
         num_workers: Children that make previews; 0: one a processor.
 
     Returns:
@@ -77,7 +78,9 @@ def write(
     content.update((reader.meta["fingerprint"] if reader else "").encode())
     settings = [previews.FORMAT, previews.PACK, thumbnail.SIDE, thumbnail.SECONDS, clips]
     pictures = out / f"previews-{_key(content, settings)}"
-    chosen = previews.sample(ids, clips)
+    refused = np.array(["refused" in ledger.given(text) for text in rows["given"].to_pylist()])
+    usable = np.flatnonzero(~refused)  # of OpenVid's table most rows may be of parts not fetched
+    chosen = usable[previews.sample([ids[row] for row in usable], clips)]
     task_of = _task_maker(rows, shard_row, reader)
     num_workers = num_workers or os.cpu_count() or 1
     notes = previews.write(pictures, chosen.tolist(), task_of, num_workers)
@@ -86,7 +89,9 @@ def write(
     tables = out / f"table-{_key(content, [FORMAT, columns.MAX_TEXT, clips, notes, setting])}"
     if not (tables / "manifest.js").exists():
         placed = _place(rows, shard_row, bucket_config)
-        _write_tables(tables, rows, data, chosen, notes, placed)
+        note = np.where(refused, "refused", "not in the sample").astype(object)
+        note[chosen] = notes
+        _write_tables(tables, rows, data, chosen, note, placed)
     _write_assets(out, tables.name, pictures.name, data)
     for path in out.iterdir():
         if path.name.startswith(("table-", "previews-")) and path not in (tables, pictures):
@@ -118,9 +123,7 @@ def _task_maker(rows: pa.Table, shard_row: np.ndarray, reader: records.Reader | 
     def task_of(row: int) -> thumbnail.Task | str:
         if reader is not None and shard_row[row] >= 0:
             return thumbnail.Task(reader[int(shard_row[row])]["video"])
-        facts = {k: rows[k][row].as_py() for k in ("file", "start", "end", "given")}
-        if "refused" in ledger.given(facts["given"]):
-            return "refused"  # its path leads where it should not
+        facts = {k: rows[k][row].as_py() for k in ("file", "start", "end")}
         if reason := _absent(facts["file"] or ""):
             return reason
         return thumbnail.Task(facts["file"], facts["start"] or 0.0, facts["end"])
@@ -159,7 +162,7 @@ def _place(rows: pa.Table, shard_row: np.ndarray, config: Buckets | None) -> dic
     return {"words": words, "about": about | {"buckets": facts, "random": table.is_random}}
 
 
-def _write_tables(folder: pathlib.Path, rows: pa.Table, data, chosen, notes, placed):
+def _write_tables(folder: pathlib.Path, rows: pa.Table, data, chosen, note, placed):
     """Writes the columns and texts in chunks, and then the manifest, which marks them complete."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -167,8 +170,6 @@ def _write_tables(folder: pathlib.Path, rows: pa.Table, data, chosen, notes, pla
     numbers, labels = columns.numbers(rows), columns.labels(rows)
     if placed:
         labels.append(columns.label("bucket", "bucket", placed["words"]))
-    note = np.full(count, "not in the sample", object)
-    note[chosen] = notes
     labels.append(columns.label("preview", "preview", note.tolist()))
     preview = np.full(count, -1, np.int32)
     preview[chosen] = np.arange(len(chosen))
@@ -193,7 +194,7 @@ def _write_tables(folder: pathlib.Path, rows: pa.Table, data, chosen, notes, pla
         "buckets": placed["about"] if placed else None,
     }
     kept = sum(status == ledger.KEPT for status in rows["status"].to_pylist())
-    summary = {"clips": count, "kept": kept, "previews": sum(not text for text in notes)}
+    summary = {"clips": count, "kept": kept, "previews": int((note == "").sum())}
     names = {bucket["name"] for bucket in placed["about"]["buckets"]} if placed else ()
     summary["bucketed"] = sum(word in names for word in placed["words"]) if placed else None
     (folder / "summary.json").write_text(json.dumps(summary))
