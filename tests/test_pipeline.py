@@ -450,8 +450,11 @@ def test_a_dry_run_looks_at_clips_that_are_there(source, tmp_path, capsys):
     table.write_text("\n".join([*lines, *(f"nowhere/{i}.mp4,x" for i in range(300))]))
     arguments = [f"--source={table}?root=/", f"--out={tmp_path / 'out'}", "--num_workers=1"]
     (tmp_path / "clips").symlink_to(source.parent / "clips")
-    pipeline.main([*arguments, "--dry-run=3"])
+    pipeline.main([*arguments, "--dry-run=4", "--config.dedup.exact=true"])
+    assert "few of the duplicates" not in capsys.readouterr().out  # all are in the sample
+    pipeline.main([*arguments, "--dry-run=3", "--config.dedup.exact=true"])
     said = capsys.readouterr().out
+    assert "a sample shows few of the duplicates" in said
     assert "dry run: 3 of 4 clips; nothing was written" in said
     assert "rows that cannot be used: missing file: 300" in said
     words = [line.split() for line in said.splitlines()]

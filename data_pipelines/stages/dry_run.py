@@ -75,7 +75,7 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
         f"  kept      {round(len(kept) * share):>14,} clips",
         f"  space     {summary.human_bytes(shard_bytes * shard_share):>14}",
     ]
-    if plain["dedup"]["exact"] or plain["dedup"]["near"] >= 0:
+    if size < len(usable) and (plain["dedup"]["exact"] or plain["dedup"]["near"] >= 0):
         lines.append("\n  a sample shows few of the duplicates: the whole will keep less")
     return "\n".join(lines)
 
