@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import download, fetch, fetch_lists, sources, web
+from data_pipelines import download, fetch, fetch_folder, fetch_lists, sources, web
 from tests import data_sets, http_server
 from tests.http_server import File
 
@@ -502,9 +503,9 @@ def test_wrong_usage_ends_with_one_line(args, words, tmp_path):
 
 
 def test_two_downloads_do_not_share_a_folder(server, tmp_path):
-    runner = download.Download(tmp_path, LIMITS)
+    runner = fetch_folder.Download(tmp_path, LIMITS)
     with open(tmp_path / ".lock", "wb") as lock:
-        download.fcntl.flock(lock, download.fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another download works on"):
             runner.run([], 1)
 

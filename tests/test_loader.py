@@ -18,9 +18,9 @@ from data_pipelines import (
     batches,
     builder,
     encoding,
+    ingest,
     judge,
     loader,
-    pipeline,
     reads,
     records,
     shapes,
@@ -65,7 +65,7 @@ def latents(tmp_path_factory):
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     source = shapes.write(folder / "shapes", clips=40, images=8, seed=0)
-    pipeline.ingest(source, folder / "data", num_workers=2)
+    ingest.run(source, folder / "data", num_workers=2)
     return folder / "data"
 
 
@@ -222,7 +222,7 @@ def test_masks_dropout_and_frames_change_from_step_to_step(videos):
 
 def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos, tmp_path):
     source = shapes.write(tmp_path / "shapes", clips=40, images=8, seed=1)
-    pipeline.ingest(source, tmp_path / "data", num_workers=2)
+    ingest.run(source, tmp_path / "data", num_workers=2)
     changes = {
         "path": None,
         "buckets": {"32": {17: (1.0, 8), 1: (1.0, 4)}},
@@ -577,7 +577,7 @@ def test_real_videos_portrait_sound_and_odd_rates_are_served(tmp_path):
     lines = ["path,text", "portrait.mp4,noise", "sound.mp4,noise with sound"]
     lines += [f"{p},a video of {p.stem}" for p in sorted(real.glob("*.mp4"))]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    pipeline.ingest(f"{tmp_path}/t.csv?root=/", tmp_path / "data", num_workers=2)
+    ingest.run(f"{tmp_path}/t.csv?root=/", tmp_path / "data", num_workers=2)
     table = {"144p": {17: (1.0, 2)}, "32": {17: (1.0, 2)}}
     made = loader.Loader(tmp_path / "data", buckets=table, seed=0, text_tokens=8)
     used = {(b.resolution, b.aspect) for b in made.used_buckets()}

@@ -15,7 +15,17 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from configs import data
-from data_pipelines import builder, encoding, ledger, pipeline, records, shapes, video_io, workers
+from data_pipelines import (
+    builder,
+    encoding,
+    ingest,
+    ledger,
+    pipeline,
+    records,
+    shapes,
+    video_io,
+    workers,
+)
 from data_pipelines.stages import cut, parts, plan, select
 from tests import data_sets, moving_textures
 
@@ -53,7 +63,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("ingest") / "clips"
-    pipeline.ingest(source, out, num_workers=2)
+    ingest.run(source, out, num_workers=2)
     return out
 
 
@@ -131,7 +141,7 @@ def test_a_folder_takes_captions_from_the_files_beside(source, tmp_path):
         (tmp_path / "in" / name).write_bytes((source.parent / "clips/000001.mp4").read_bytes())
     (tmp_path / "in/a.txt").write_text("first\n")
     (tmp_path / "in/deep/b.txt").write_text("second")
-    meta = pipeline.ingest(tmp_path / "in", tmp_path / "out", num_workers=1)
+    meta = ingest.run(tmp_path / "in", tmp_path / "out", num_workers=1)
     reader = records.Reader(tmp_path / "out")
     assert [(r["id"], r["text"]) for r in reader] == [("a.mp4", "first"), ("deep/b.mp4", "second")]
     assert meta["left_out"] == {"no caption": 1}
@@ -143,7 +153,7 @@ def test_real_videos_sound_and_odd_formats_go_through(source, tmp_path):
     (tmp_path / "portrait.mp4").write_bytes(encoding.encode_mp4(noise, 29.97))
     lines = [(str(path), f"a video of {path.stem}") for path in REAL] + [("portrait.mp4", "noise")]
     table = write_csv(tmp_path / "t.csv", lines)
-    pipeline.ingest(f"{table}?root=/", tmp_path / "out", num_workers=2)
+    ingest.run(f"{table}?root=/", tmp_path / "out", num_workers=2)
     reader = records.Reader(tmp_path / "out")
     assert len(reader) == len(REAL) + 1 >= 4
     assert reader.index["num_frames"].min() >= 20
@@ -169,13 +179,13 @@ def test_wrong_sources_say_what_is_wrong(tmp_path, text, words):
     if text is not None:
         (tmp_path / "table.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
-        pipeline.ingest(tmp_path / "table.csv", tmp_path / "out", num_workers=1)
+        ingest.run(tmp_path / "table.csv", tmp_path / "out", num_workers=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_where_no_clip_is_kept_the_ledger_says_why(source, tmp_path):
     with pytest.raises(ValueError, match=r"out.work/ledger.parquet, which data_pipelines.browse"):
-        pipeline.ingest(
+        ingest.run(
             source, tmp_path / "out", plan.load(None, [("rules", "fps > 999")]), num_workers=2
         )
     assert ledger.counts(ledger.read(tmp_path / "out.work")) == {"fps > 999": 30}
@@ -203,7 +213,7 @@ def test_another_source_does_not_overwrite(done, tmp_path):
     other = shapes.write(tmp_path / "s", clips=2, images=0, seed=1)
     before = contents(done)
     with pytest.raises(ValueError, match="made from other inputs"):
-        pipeline.ingest(other, done, num_workers=1)
+        ingest.run(other, done, num_workers=1)
     assert contents(done) == before
 
 
@@ -218,7 +228,7 @@ def test_a_file_that_changes_is_noticed(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(select, "select", change_after)
     with pytest.raises(ValueError, match=r"000001\.mp4 changed"):
-        pipeline.ingest(copy, tmp_path / "out", num_workers=1)
+        ingest.run(copy, tmp_path / "out", num_workers=1)
 
 
 def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_path, monkeypatch):
@@ -227,12 +237,12 @@ def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_pa
     config.shards.bytes = 30_000
     wanted = None
     for engine in (
-        *(pipeline.Engine(num_workers=n) for n in (1, 2, 4)),
-        pipeline.Engine("direct", 1, BEAM),
-        pipeline.Engine("direct", 2, BEAM, (tmp_path / "store").as_uri()),
+        *(ingest.Engine(num_workers=n) for n in (1, 2, 4)),
+        ingest.Engine("direct", 1, BEAM),
+        ingest.Engine("direct", 2, BEAM, (tmp_path / "store").as_uri()),
     ):
         out = tmp_path / f"{engine.runner}{engine.num_workers}"
-        meta = pipeline.ingest(source, out, config, engine=engine)
+        meta = ingest.run(source, out, config, engine=engine)
         assert len(meta["shards"]) > 3
         wanted = wanted or contents(out)
         assert contents(out) == wanted
@@ -243,11 +253,11 @@ def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_pa
 
 def test_other_rules_use_what_was_measured(source, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
-    pipeline.ingest(source, tmp_path / "a", num_workers=2, keep_parts=kept)
+    ingest.run(source, tmp_path / "a", num_workers=2, keep_parts=kept)
     monkeypatch.setattr(parts.Examiner, "clip_rows", lambda *_: 1 / 0)  # nothing is decoded again
     config = data.base()
     config.rules = ("kind == 'video'", "num_frames < 99")
-    meta = pipeline.ingest(source, tmp_path / "b", config, num_workers=2, keep_parts=kept)
+    meta = ingest.run(source, tmp_path / "b", config, num_workers=2, keep_parts=kept)
     assert meta["left_out"] == {"kind == 'video'": 6} and meta["num_records"] == 24
     rows = ledger.read(tmp_path / "b").to_pylist()
     assert rows[-1]["message"] == "kind is image."
@@ -258,7 +268,7 @@ def test_only_what_is_missing_is_examined_again(source, done, tmp_path, monkeypa
     out = tmp_path / "a"
     monkeypatch.setattr(select, "select", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pipeline.ingest(source, out, num_workers=2)
+        ingest.run(source, out, num_workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(parts, "CLIPS_A_PART", 8)
     found = sorted(builder.work_folder(out).glob("parts/*/*.parquet"))
@@ -266,7 +276,7 @@ def test_only_what_is_missing_is_examined_again(source, done, tmp_path, monkeypa
     found[1].unlink()
     read, asked = parts.read_part, []
     monkeypatch.setattr(parts, "read_part", lambda path, n: asked.append(n) or read(path, n))
-    pipeline.ingest(source, out, num_workers=2)
+    ingest.run(source, out, num_workers=2)
     assert asked == [1]
     assert contents(out) == contents(done)
 
@@ -284,7 +294,7 @@ def test_a_copy_and_a_near_copy_are_left_out_for_the_best(tmp_path):
     config.scores = ("phash",)
     config.dedup.near = 10
     config.dedup.exact = True
-    meta = pipeline.ingest(tmp_path, tmp_path / "out", config, num_workers=1)
+    meta = ingest.run(tmp_path, tmp_path / "out", config, num_workers=1)
     rows = {row["id"]: row for row in ledger.read(tmp_path / "out").to_pylist()}
     assert {k: (v["rule"], v["duplicate_of"]) for k, v in rows.items()} == {
         "a.mp4": ("near duplicate", "b.mp4"),
@@ -305,9 +315,7 @@ def test_the_same_frames_of_a_file_are_duplicates_however_their_times_are_writte
         [("a.mp4", "a shape", *line) for line in times],
         ("path", "text", "id", "start", "end"),
     )
-    pipeline.ingest(
-        table, tmp_path / "out", plan.load(None, [("dedup.exact", "true")]), num_workers=1
-    )
+    ingest.run(table, tmp_path / "out", plan.load(None, [("dedup.exact", "true")]), num_workers=1)
     rows = ledger.read(tmp_path / "out")
     assert rows["duplicate_of"].to_pylist() == [None, "1", None, "3", None, None]
     assert rows["message"][1].as_py() == "the same file and frames as 1."
@@ -325,7 +333,7 @@ def test_scenes_become_clips_of_exactly_their_frames(tmp_path):
     config.captions.add_camera = True
     config.scores = ("camera",)
     config.rules = ("num_frames > 20",)
-    meta = pipeline.ingest(tmp_path, tmp_path / "out", config, num_workers=1)
+    meta = ingest.run(tmp_path, tmp_path / "out", config, num_workers=1)
     assert (meta["num_rows"], meta["num_clips"], meta["num_records"]) == (1, 3, 2)
     assert meta["left_out"] == {"scene too short": 1}
     reader = records.Reader(tmp_path / "out")
@@ -342,7 +350,7 @@ def test_scenes_become_clips_of_exactly_their_frames(tmp_path):
 def test_a_short_side_makes_larger_videos_smaller(source, done, tmp_path):
     config = data.base()
     config.shards.short_side = 20
-    pipeline.ingest(source, tmp_path / "out", config, num_workers=2)
+    ingest.run(source, tmp_path / "out", config, num_workers=2)
     reader = records.Reader(tmp_path / "out")
     videos = [r for r in reader if r["num_frames"] > 1]
     assert len(reader) == 30 and len(videos) == 24
@@ -369,7 +377,7 @@ def test_a_clip_that_fails_at_the_encoder_gets_a_verdict_and_its_neighbours_stay
             return super().__call__(task, files)
 
     monkeypatch.setattr(workers, "Pool", Fails)
-    meta = pipeline.ingest(tmp_path, tmp_path / "out", config, num_workers=1)
+    meta = ingest.run(tmp_path, tmp_path / "out", config, num_workers=1)
     assert meta["left_out"] == {"encoder crash": 1}
     assert [r["id"] for r in records.Reader(tmp_path / "out")] == ["film.mp4#000", "film.mp4#002"]
     row = ledger.read(tmp_path / "out").to_pylist()[1]
@@ -388,7 +396,7 @@ def test_what_a_clip_does_to_its_process_is_its_own_verdict(source, tmp_path, mo
             return super().__call__(task, files)
 
     monkeypatch.setattr(workers, "Pool", Dies)
-    meta = pipeline.ingest(source, tmp_path / "out", num_workers=2)
+    meta = ingest.run(source, tmp_path / "out", num_workers=2)
     assert meta["left_out"] == {f"decoder {reason}": 1} and meta["num_records"] == 29
     assert tries == [0, 0] if reason == "crash" else [0]  # someone else may have killed it
 
@@ -407,7 +415,7 @@ def test_a_run_that_is_stopped_gives_no_clip_a_verdict(source, tmp_path, monkeyp
 
     monkeypatch.setattr(workers, "Pool", Stops)
     with pytest.raises(parts.Stopped):
-        pipeline.ingest(source, tmp_path / "out", num_workers=1)
+        ingest.run(source, tmp_path / "out", num_workers=1)
     for path in builder.work_folder(tmp_path / "out").glob("parts/*/*.parquet"):
         assert not ledger.counts(ledger.read(path))
 
@@ -419,7 +427,7 @@ def test_a_published_data_set_goes_from_its_own_files_to_shards(tmp_path):
     ):
         found = write(tmp_path / name)
         spec = f"{name}:{found.folder}"
-        meta = pipeline.ingest(spec, tmp_path / f"{name}-out", num_workers=2)
+        meta = ingest.run(spec, tmp_path / f"{name}-out", num_workers=2)
         reader = records.Reader(tmp_path / f"{name}-out")
         assert sorted(r["id"] for r in reader) == sorted(found.present)
         assert {r["id"]: r["text"] for r in reader} == {k: found.texts[k] for k in found.present}
@@ -477,11 +485,11 @@ def test_a_second_run_on_the_same_folder_is_refused_while_the_first_works(source
         os.kill(first.pid, signal.SIGSTOP)
         config = plan.load(None, [("rules", "num_frames == 1")])
         with pytest.raises(ValueError, match=f"another run works on {work}: wait"):
-            pipeline.ingest(source, tmp_path / "a", config, num_workers=1)
+            ingest.run(source, tmp_path / "a", config, num_workers=1)
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
-    meta = pipeline.ingest(source, tmp_path / "a", config, num_workers=1)  # the lock went with it
+    meta = ingest.run(source, tmp_path / "a", config, num_workers=1)  # the lock went with it
     assert meta["num_records"] == 6
 
 

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from configs import data
-from data_pipelines import encoding, ledger, pipeline, records, video_io
+from data_pipelines import encoding, ingest, ledger, records, video_io
 from tests import hostile, hostile_files
 
 CAPTIONS = {
@@ -49,7 +49,7 @@ def check(folder, count):
     config.rules, config.cuts.min_seconds, config.dedup.near = (), 0.0, -1
     config.dedup.exact = False
     config.limits.deadline_seconds = 60.0
-    pipeline.ingest(folder / "clips.jsonl", folder / "out", config, num_workers=2)
+    ingest.run(folder / "clips.jsonl", folder / "out", config, num_workers=2)
     rows = ledger.read(folder / "out").to_pylist()
     by_file: dict[str, list] = {}
     for row in rows:

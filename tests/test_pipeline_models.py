@@ -5,7 +5,7 @@ import csv
 import numpy as np
 
 from configs import data
-from data_pipelines import encoding, ledger, pipeline, records, shapes
+from data_pipelines import encoding, ingest, ledger, pipeline, records, shapes
 from data_pipelines.stages import clip_scores, parts
 from tests import test_captioner
 
@@ -31,9 +31,7 @@ def test_captions_come_from_an_endpoint_for_clips_that_pass_the_rules(endpoint, 
     config.endpoint.url, config.endpoint.model = server.url, "any"
     config.rules = ("num_frames > 3", "words >= 3")
     table = source(tmp_path / "in")
-    meta = pipeline.ingest(
-        table, tmp_path / "a", config, num_workers=2, keep_parts=tmp_path / "kept"
-    )
+    meta = ingest.run(table, tmp_path / "a", config, num_workers=2, keep_parts=tmp_path / "kept")
     assert meta["left_out"] == {"num_frames > 3": 1} and len(server.requests) == 12
     reader = records.Reader(tmp_path / "a")
     assert {record["text"] for record in reader} == {"A small thing."} and len(reader) == 12
@@ -41,7 +39,7 @@ def test_captions_come_from_an_endpoint_for_clips_that_pass_the_rules(endpoint, 
     assert all(row["caption"] == "A small thing." for row in rows[:12])
     # other captions and shards of the same clips ask nobody
     config.captions.clean = True
-    pipeline.ingest(table, tmp_path / "b", config, num_workers=2, keep_parts=tmp_path / "kept")
+    ingest.run(table, tmp_path / "b", config, num_workers=2, keep_parts=tmp_path / "kept")
     assert len(server.requests) == 12
 
 
@@ -50,7 +48,7 @@ def test_a_clip_that_the_endpoint_refuses_is_left_out_with_its_reason(endpoint, 
     config = data.base()
     config.endpoint.url, config.endpoint.model = server.url, "any"
     config.endpoint.parallel = 2
-    pipeline.ingest(source(tmp_path / "in"), tmp_path / "out", config, num_workers=1)
+    ingest.run(source(tmp_path / "in"), tmp_path / "out", config, num_workers=1)
     rows = ledger.read(tmp_path / "out").to_pylist()
     (refused,) = [row for row in rows if row["status"] == "left out"]
     assert refused["rule"] == "no caption" and "status 400" in refused["message"]
@@ -72,7 +70,7 @@ def test_scores_of_models_can_be_asked_for_in_rules(tmp_path, monkeypatch):
     config.models.clip = config.models.aesthetic = str(tmp_path)
     config.rules = ("num_frames > 3", "aesthetic >= 5.5")
     table = shapes.write(tmp_path / "in", clips=6, images=0, seed=0)
-    meta = pipeline.ingest(table, tmp_path / "out", config, num_workers=1)
+    meta = ingest.run(table, tmp_path / "out", config, num_workers=1)
     assert meta["num_records"] == 1 and meta["left_out"] == {"aesthetic >= 5.5": 5}
     assert ledger.read(tmp_path / "out")["aesthetic"].to_pylist() == [5, 5, 5, 6, 5, 5]
 

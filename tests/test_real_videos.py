@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from data_pipelines import batches, encoding, loader, pipeline, records
+from data_pipelines import batches, encoding, ingest, loader, records
 from vidgen import encode, encoders
 
 ASSETS = pathlib.Path(__file__).parent.parent / "vidgen" / "assets"
@@ -37,7 +37,7 @@ def shards(tmp_path_factory):
     lines = ["path,text", "portrait.mp4,moving waves", "text.mp4,nothing"]
     lines += [f"{path},a video of {path.stem}" for path in files]
     (folder / "clips.csv").write_text("\n".join(lines) + "\n")
-    meta = pipeline.ingest(f"{folder}/clips.csv?root=/", folder / "shards", num_workers=2)
+    meta = ingest.run(f"{folder}/clips.csv?root=/", folder / "shards", num_workers=2)
     assert meta["num_records"] == len(files) + 1 and sum(meta["left_out"].values()) == 1
     return folder / "shards"
 

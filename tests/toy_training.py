@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny
-from data_pipelines import builder, pipeline, shapes
+from data_pipelines import builder, ingest, shapes
 from tests import processes, toy_runs
 from vidgen import checkpoint, sharding, tasks, weights
 
@@ -39,7 +39,7 @@ TINY += [f"--config.vae.model.{name}={value}" for name, value in VAE.items()]
 def data(folder: pathlib.Path) -> pathlib.Path:
     """Shards of 24 clips and 12 images in `folder/shards`."""
     source = shapes.write(folder / "clips", clips=24, images=12, seed=0)
-    pipeline.ingest(source, folder / "shards", num_workers=1)
+    ingest.run(source, folder / "shards", num_workers=1)
     return folder / "shards"
 
 
