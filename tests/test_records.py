@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 import threading
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_the_tfds_builder_itself_writes_the_same_records(folder, tmp_path):
     assert [x["id"].decode() for x in source] == [reader[i]["id"] for i in range(7)]
     for row in range(7):
         np.testing.assert_array_equal(source[row]["latent"], reader[row]["latent"])
+
+
+def test_writing_asks_no_server_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tfds.core.utils.gcs_utils, "gcs_dataset_info_files", asked.append)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    builder.write_shards(tmp_path / "out", "latent", 3, make_shard, key="")
+    assert not asked and not list((tmp_path / "temporary").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "temporary"}
 
 
 def test_a_stopped_writer_goes_on_and_gives_equal_bytes(folder, tmp_path):
