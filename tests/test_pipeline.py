@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,6 +234,12 @@ def test_a_file_that_changes_is_noticed(source, tmp_path, monkeypatch):
 
 def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "CLIPS_A_PART", 7)
+    asked, real = set(), socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **rest: asked.add(host) or real(host, *more, **rest),
+    )
     config = data.base()
     config.shards.bytes = 30_000
     wanted = None
@@ -246,6 +253,7 @@ def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_pa
         assert len(meta["shards"]) > 3
         wanted = wanted or contents(out)
         assert contents(out) == wanted
+    assert asked <= {"localhost", "127.0.0.1", "::1", None}  # nothing is downloaded
     # the same clips as in one shard, too
     assert wanted[ledger.NAME] == contents(done)[ledger.NAME]
     assert [r["id"] for r in records.Reader(out)] == [r["id"] for r in records.Reader(done)]

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from data_pipelines.stages import parts
 
 RUNNERS = {
-    "direct": "DirectRunner",
+    # what DirectRunner runs once it could not download another, which knows no --direct_* flags
+    "direct": "apache_beam.runners.portability.fn_api_runner.FnApiRunner",
     "flink": "FlinkRunner",
     "spark": "SparkRunner",
     "dataflow": "DataflowRunner",
