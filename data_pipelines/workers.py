@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
@@ -73,6 +74,7 @@ class Pool:
         self._start = pickle.dumps((make, args, [p for p in sys.path if p], deadline_seconds))
         self._idle: queue.LifoQueue = queue.LifoQueue()
         self._children: set[_Child] = set()
+        self._end = weakref.finalize(self, _kill_all, self._children)  # at exit too
         self.closed = False
         for _ in range(num_workers):
             self._idle.put(None)
@@ -127,14 +129,18 @@ class Pool:
     def close(self):
         """Ends the children; calls that are running or waiting fail."""
         self.closed = True
-        for child in list(self._children):
-            child.kill()
+        self._end()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+def _kill_all(children: set["_Child"]):
+    while children:
+        children.pop().kill()
 
 
 class _Child:

@@ -290,6 +290,17 @@ def test_jax_still_imports_after_the_loader(videos):
     assert result.stdout.strip() == "6", result.stderr
 
 
+def test_a_program_may_end_with_an_open_iterator(videos):
+    code = (
+        "from data_pipelines import loader\n"
+        f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=8,\n"
+        "                     num_workers=2)\n"
+        "iterator = made.iterate(); next(iterator); print('one')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+
+
 def test_killed_and_stuck_workers_change_nothing(videos, monkeypatch):
     pools = []
     real = batches.workers.Pool

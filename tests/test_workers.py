@@ -184,3 +184,20 @@ def test_children_end_when_their_parent_is_killed(jobs, tmp_path, task):
     while not is_gone(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert is_gone(child)
+
+
+@pytest.mark.parametrize("ending", ["", "del numbers", "pool.close()"])
+def test_a_pool_ends_with_its_program_or_its_last_user_in_silence(jobs, tmp_path, ending):
+    code = (
+        "import sys; from data_pipelines import workers\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"pool = workers.Pool(1, {jobs!r}, (0,))\n"
+        "def numbers():\n"
+        "    with pool:\n"
+        "        while True: yield pool(1)\n"
+        "numbers = numbers(); next(numbers)\n"
+        "print(pool.pids()[0], flush=True)\n" + ending
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert is_gone(int(done.stdout))
