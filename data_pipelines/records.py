@@ -14,6 +14,7 @@ with the facts that buckets need and a digest (one row a record, in the order of
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import io
@@ -21,7 +22,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -164,20 +165,27 @@ def index_columns(kind: str, rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
 
 
 class Writer:
-    """Writes records to one ArrayRecord file; equal records give equal bytes."""
+    """Writes records to one ArrayRecord file; equal records give equal bytes.
+
+    Raises:
+        OSError: If the file cannot be written; so do `write` and `close`.
+    """
 
     def __init__(self, path: str | os.PathLike):
+        self._path, self._written = path, []
         # single records are read at random; videos and latents do not compress
         options = "group_size:1,uncompressed"
-        self._path, self._written = path, []
-        self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
+        with _as_os_error():
+            self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
 
     def write(self, content: bytes):
-        self._writer.write(content)
+        with _as_os_error():
+            self._writer.write(content)
         self._written.append((digest(content), len(content), shard_files.head(content)))
 
     def close(self):
-        self._writer.close()
+        with _as_os_error():
+            self._writer.close()
 
     def places(self) -> list[dict]:
         """Returns the PLACES of each record; the file has to be closed."""
@@ -188,6 +196,15 @@ class Writer:
         )
         rows = zip(self._written, places, strict=True)
         return [dict(zip(PLACES, (*facts[:2], place), strict=True)) for facts, place in rows]
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """The library says RuntimeError of a full disk too."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"a shard cannot be written: {error}") from error
 
 
 class Reader(Sequence):

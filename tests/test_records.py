@@ -94,6 +94,14 @@ def test_writing_asks_no_server_and_leaves_nothing_behind(tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "temporary"}
 
 
+def test_a_full_disk_is_an_error_of_the_system():
+    writer = records.Writer("/dev/full")
+    with pytest.raises(OSError, match="a shard cannot be written: .*No space left"):
+        for _ in range(100):
+            writer.write(bytes(100_000))
+        writer.close()
+
+
 def test_a_stopped_writer_goes_on_and_gives_equal_bytes(folder, tmp_path):
     out, asked = tmp_path / "latents", []
 
