@@ -115,9 +115,7 @@ class Reads:
         while True:
             try:
                 return pool((deadlines.run(read, self._seconds), *how))
-            except deadlines.Stalled as error:
-                self._strike(row, str(error))
-            except workers.WorkerDied as error:
+            except (deadlines.Stalled, workers.WorkerDied) as error:
                 if pool.closed:
                     raise
                 self._strike(row, str(error))
