@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import batches, buckets, builder, loader, records, video_io
+from data_pipelines import batches, buckets, builder, loader, reads, records, video_io
 from tests import toy_training as toy
 from vidgen import decode_check, encode, encoders
 
@@ -247,6 +247,20 @@ def test_damaged_clips_are_left_out_up_to_a_limit(config, shards, root, monkeypa
     assert meta["num_records"] == 35
     ids = records.Reader(root / "from-hurt").index["id"].tolist()
     assert ids == [clip["id"] for row, clip in enumerate(clips) if row != 5]
+
+
+def test_the_share_of_damaged_clips_is_of_those_that_were_read(config, shards, root, monkeypatch):
+    monkeypatch.setattr(encode, "_make_encode_batch", no_models)
+    monkeypatch.setattr(reads, "_FIRST_ROWS", 1)
+    config = config.copy_and_resolve_references()
+    config.data.bad_limit = 0.1
+    config.data.buckets = {"32": {"17": (1.0, 2), "1": (1.0, 2)}}
+    reader = records.Reader(shards)
+    clips = [reader[row] for row in range(36)]
+    clips[35]["video"] = clips[35]["video"][:-100]
+    builder.write_shards(root / "last", "video", 1, lambda _: iter(clips), key="")
+    meta = encode.encode(config, str(root / "last"), str(root / "from-last"))
+    assert meta["num_records"] == 35  # one of ten or more, and not one of one
 
 
 def test_a_check_decodes_samples_beside_their_originals(config, shards, latents):

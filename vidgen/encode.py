@@ -208,8 +208,9 @@ class _Clips(contextlib.AbstractContextManager):
 
     def _read(self, row, bucket):
         """The sample of a clip, or None where it is damaged."""
+        choice = encoders.clip_choice(self.config, row, bucket)
+        self.bad.count_read(1)
         try:
-            choice = encoders.clip_choice(self.config, row, bucket)
             return self.reads.in_child(self.decoders, row, choice)
         except ValueError as error:
             self.bad.add(row, str(error))
