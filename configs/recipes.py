@@ -1,8 +1,9 @@
 """Tables of the published recipes: buckets and frame masks of Open-Sora 1.2 (spec section 7.4)."""
 
 _FRAMES = ("1", "51", "102", "204", "408")
-# Cells are keep@clips or keep/consider@clips, see `data_pipelines.buckets`; clips are those of one
-# GPU with 80 GB. "0@0" takes no clip, but passes long ones down to smaller resolutions.
+# Cells are keep@clips or keep/consider@clips, see `data_pipelines.loading.buckets`;
+# clips are those of one GPU with 80 GB. "0@0" takes no clip, but passes long ones down to smaller
+# resolutions.
 _BUCKETS = {
     1: """
     144p   1@475    1@51    1/.33@27   1/.1@13   1/.1@6

@@ -25,10 +25,9 @@ from typing import BinaryIO
 import av
 import tqdm
 
-import data_pipelines.sources.miradata as miradata
-import data_pipelines.sources.rows as rows
-import data_pipelines.sources.tables as tables
-from data_pipelines import guard, media, video_io, workers
+from data_pipelines.media import limits, video_io
+from data_pipelines.sources import miradata, rows, tables
+from data_pipelines.workers import children, guard
 
 SOME_FAILED, STOPPED = 3, 75
 MAX_CUT_BYTES = 384 << 20  # a clip of MiraData has 88 MB on average
@@ -50,7 +49,7 @@ def cut(file: BinaryIO, start: float, end: float) -> tuple[bytes, float]:
     Raises:
         MediaError: If it cannot be read, or has nothing at these times.
     """
-    format = media.sniff(file.read(16))
+    format = limits.sniff(file.read(16))
     file.seek(0)
     if format not in ("mov", "matroska", "avi"):
         raise video_io.MediaError("unknown format", "not a video file.")
@@ -159,7 +158,7 @@ def cut_all(table: str, jobs: int) -> tuple[list[tuple[str, str, str]], int, int
             failed.append((clip_id, error.reason, str(error)))
     make = "data_pipelines.cut_miradata:make_cutter"
     with (
-        workers.Pool(
+        children.Pool(
             jobs, make, (_CHILD_BYTES,), _DEADLINE_SECONDS, memory_bytes=_CHILD_BYTES
         ) as pool,
         concurrent.futures.ThreadPoolExecutor(jobs) as threads,
@@ -180,7 +179,7 @@ def cut_all(table: str, jobs: int) -> tuple[list[tuple[str, str, str]], int, int
             for future in concurrent.futures.as_completed(futures):
                 try:
                     future.result()
-                except (video_io.MediaError, workers.WorkerDied) as error:
+                except (video_io.MediaError, children.WorkerDied) as error:
                     failed.append((futures[future], error.reason, str(error)))
                 except (OSError, MemoryError) as error:
                     failed.append((futures[future], "unreadable", f"{error}"))

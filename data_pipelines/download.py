@@ -25,8 +25,8 @@ import time
 
 import tqdm
 
-import data_pipelines.sources.rows as rows
-from data_pipelines import fetch, fetch_folder, fetch_lists, web
+from data_pipelines.fetching import fetch, fetch_folder, fetch_lists, web
+from data_pipelines.sources import rows
 from data_pipelines.stages.summary import human_bytes
 
 SOME_FAILED, STOPPED = 3, 75

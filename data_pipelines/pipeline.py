@@ -24,8 +24,9 @@ import shlex
 import signal
 import sys
 
-from data_pipelines import builder, ingest, ledger, sources
-from data_pipelines.stages import dry_run, parts, plan, runner, summary
+from data_pipelines.shards import builder
+from data_pipelines.sources import specs
+from data_pipelines.stages import dry_run, ingest, ledger, parts, plan, runner, summary
 
 EXIT_USAGE, EXIT_GO_ON = 2, 75  # 75: run it again, as of the other commands
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None):
         config = plan.load(args.config, _overrides(args, rest))
         engine = _engine(args)
         if args.dry_run is not None:
-            table = sources.read(args.source)
+            table = specs.read(args.source)
             workers = args.num_workers or os.cpu_count() or 1
             plain = ingest.check(config, table)
             print(dry_run.estimate(table, plain, workers, args.dry_run))

@@ -50,6 +50,6 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def mesh():
     """A (data=4, fsdp=2) mesh over the eight devices."""
-    from vidgen import sharding
+    from vidgen.training import sharding
 
     return sharding.make_mesh({"data": -1, "fsdp": 2})

@@ -12,7 +12,8 @@ import zipfile
 
 import numpy as np
 
-from data_pipelines import encoding, shapes
+from data_pipelines.embedded import drawing, vocabulary
+from data_pipelines.media import encoding
 
 OPENVID_COLUMNS = (
     *("video", "caption", "aesthetic score", "motion score", "temporal consistency score"),
@@ -40,10 +41,10 @@ class DataSet:
 def draw(number: int, num_frames: int = 24, height: int = 48, width: int = 64):
     """Returns (frames uint8 THWC, caption) of a slow small object; 24 frames are 2 seconds."""
     rng = np.random.default_rng(number)
-    attributes = shapes.sample_attributes(rng)
+    attributes = vocabulary.sample_attributes(rng)
     attributes = dataclasses.replace(attributes, speed="slow", size="small")
-    frames = shapes.render(attributes, height, width, num_frames, FPS, rng)
-    return frames, shapes.caption(attributes, rng)
+    frames = drawing.render(attributes, height, width, num_frames, FPS, rng)
+    return frames, vocabulary.caption(attributes, rng)
 
 
 def write_table(path: pathlib.Path, columns, rows) -> pathlib.Path:

@@ -7,9 +7,12 @@ import math
 import golden_utils
 import numpy as np
 
-from data_pipelines import buckets, caption_cleaning, resolutions, transforms
-from vidgen import flow, optim, prompts, torch_names
+from data_pipelines.loading import buckets, resolutions, transforms
+from data_pipelines.stages import caption_cleaning
+from vidgen.diffusion import flow, prompts
 from vidgen.models import layers, stdit, text, vae
+from vidgen.training import optim
+from vidgen.weights import torch_names
 
 COMPAT = "open-sora-1.2"
 _XL = {"width": 1152, "depth": 28, "heads": 16, "text_width": 4096, "text_tokens": 300}

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vidgen import flow, optim, prompts, train_state
+from vidgen.diffusion import flow, prompts
+from vidgen.training import optim, train_state
 
 UNUSED = {"ar", "num_frames"}  # handed to the original's model, which reads neither
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidgen import torch_names
 from vidgen.models import layers, stdit
+from vidgen.weights import torch_names
 
 PATCH = (2, 2)
 

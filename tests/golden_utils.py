@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from vidgen import torch_names, weights
+from vidgen.weights import torch_names, tree_files
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -158,12 +158,12 @@ def channels_first(x):
 
 def shapes_of(model) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's parameters by path, such as "blocks/attn/kernel"."""
-    flat = weights.flatten(nnx.to_pure_dict(nnx.state(model)))
+    flat = tree_files.flatten(nnx.to_pure_dict(nnx.state(model)))
     return {path: tuple(value.shape) for path, value in flat.items()}
 
 
 def from_torch(state_dict, tensors) -> dict:
-    """Params tree of a PyTorch state dict that holds the tensors of `vidgen.torch_names`, exactly.
+    """Params tree of a PyTorch state dict with exactly the tensors of `vidgen.weights.torch_names`.
 
     Copies under another name have to be equal.
     """
@@ -176,7 +176,7 @@ def from_torch(state_dict, tensors) -> dict:
         for alias in tensor.aliases:
             np.testing.assert_array_equal(state_dict[alias], state_dict[tensor.name])
     flat = torch_names.to_params(tensors, state_dict.__getitem__)
-    return weights.unflatten({path: jnp.asarray(value) for path, value in flat.items()})
+    return tree_files.unflatten({path: jnp.asarray(value) for path, value in flat.items()})
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from golden_utils import channels_first, channels_last, quick_jit
 
-from vidgen import torch_names, vae_loss
-from vidgen.models import conv, text, vae, vae_spatial, vae_temporal
+from vidgen.models import conv, text, vae, vae_loss, vae_spatial, vae_temporal
+from vidgen.weights import torch_names
 
 
 def spatial_arguments(config):

@@ -16,7 +16,8 @@ import sys
 
 import numpy as np
 
-from vidgen import command_line, data
+from vidgen.process import command_line
+from vidgen.training import data
 
 
 class RecordingPrefetch(data.Prefetch):

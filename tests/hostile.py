@@ -29,7 +29,8 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from data_pipelines import display, encoding, guard, media, opening, probes, video_io, workers
+from data_pipelines.media import display, encoding, limits, opening, probes, video_io
+from data_pipelines.workers import children, guard
 from tests import hostile_damage, hostile_files, valid_media
 
 MEMORY_BYTES = 512 << 20
@@ -96,7 +97,7 @@ def make_checker(plain: bool = False):
         try:
             facts = dataclasses.asdict(decode(file, visit=visit))
             seen |= {"status": "kept", "facts": facts, "pixels": pixels.hexdigest()}
-        except media.MediaError as error:
+        except limits.MediaError as error:
             seen |= {"status": "refused", "reason": error.reason, "message": str(error)}
         except MemoryError:
             seen |= {"status": "refused", "reason": "too large", "message": "out of memory"}
@@ -109,7 +110,7 @@ def make_checker(plain: bool = False):
 def _plain_check(file, visit) -> probes.Probe:
     """Decodes as most code does: whatever raises no error is taken."""
     try:
-        if media.sniff(file.read(16)) in ("png", "jpeg", "webp"):
+        if limits.sniff(file.read(16)) in ("png", "jpeg", "webp"):
             with Image.open(file) as image:
                 visit(0, image.convert("RGB"))
                 return probes.Probe("image", "", 1, image.height, image.width, 0.0)
@@ -119,7 +120,7 @@ def _plain_check(file, visit) -> probes.Probe:
                 visit(number, frame)
             return probes.Probe("video", "", number + 1, frame.height, frame.width, 0.0)
     except Exception as error:
-        raise media.MediaError("damaged", str(error)) from error
+        raise limits.MediaError("damaged", str(error)) from error
 
 
 def _peak_bytes() -> int:
@@ -148,7 +149,7 @@ def run(
     start = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
-        workers.Pool(
+        children.Pool(
             num_workers,
             "tests.hostile:make_checker",
             (plain,),
@@ -172,7 +173,7 @@ def run(
             try:
                 with opening.open_regular(path) as file:
                     return case, pool(0, [file])
-            except media.MediaError as error:
+            except limits.MediaError as error:
                 return case, {"status": "refused", "reason": error.reason, "message": str(error)}
             except Exception as error:
                 return case, {"status": type(error).__name__, "message": str(error)}
@@ -268,7 +269,7 @@ def _failure(case: hostile_files.Case, seen: dict) -> str | None:
 def _count_flag(flips, case: hostile_files.Case, seen: dict, original: dict):
     same = seen["status"] == "kept" and all(seen[k] == original[k] for k in ("facts", "pixels"))
     outcome = "flagged" if seen["status"] == "refused" else "harmless" if same else "missed"
-    group = "images" if case.suffix in media.IMAGE_SUFFIXES else "videos"
+    group = "images" if case.suffix in limits.IMAGE_SUFFIXES else "videos"
     kinds = [case.kind, "all damage"] + ["all flips"] * ("flipped" in case.kind)
     for kind, base in itertools.product(kinds, (case.base, group, "all")):
         flips[kind, base][outcome] += 1

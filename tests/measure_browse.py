@@ -21,8 +21,9 @@ import urllib.parse
 
 import numpy as np
 
-from data_pipelines import encoding, ledger
 from data_pipelines.browse import page, previews, serve, thumbnail
+from data_pipelines.media import encoding
+from data_pipelines.stages import ledger
 
 _MEASURE = """
 const frame = () => new Promise(requestAnimationFrame);
@@ -145,7 +146,7 @@ def main():
     table, out = args.folder / "made_up.parquet", args.folder / "page"
     if not table.exists():
         make_ledger(table, args.clips)
-    previews.workers.Pool = _Repeated
+    previews.children.Pool = _Repeated
     start = time.perf_counter()
     done = page.write(table, out, clips=None, num_workers=1)
     print(f"written in {time.perf_counter() - start:.0f} s: {done}")

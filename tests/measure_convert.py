@@ -15,7 +15,8 @@ import time
 import ml_dtypes
 import numpy as np
 
-from vidgen import layouts, machine, torch_files
+from vidgen.process import machine
+from vidgen.weights import layouts, torch_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 XL = {"width": 1152, "depth": 28, "heads": 16, "text_width": 4096, "text_tokens": 300}

@@ -22,7 +22,8 @@ import time
 import av
 import imageio_ffmpeg
 
-from data_pipelines import guard, probes, video_io, workers
+from data_pipelines.media import probes, video_io
+from data_pipelines.workers import children, guard
 from tests import valid_media
 
 # name -> (size, frames at 24 fps, files); the web's usual settings
@@ -80,14 +81,14 @@ def make_checker():
     return check
 
 
-def in_pool(pool: workers.Pool, path: pathlib.Path) -> float:
+def in_pool(pool: children.Pool, path: pathlib.Path) -> float:
     with open(path, "rb") as file:
         start = time.process_time(), _child_seconds(pool)
         pool(0, [file])
     return time.process_time() - start[0] + _child_seconds(pool) - start[1]
 
 
-def _child_seconds(pool: workers.Pool) -> float:
+def _child_seconds(pool: children.Pool) -> float:
     """Returns what the scheduler counts, of all threads of the children.
 
     A child's own clock of its process moves in ticks, once its processor time has a limit.
@@ -102,7 +103,7 @@ def measure(repeats: int) -> dict:
     results, rates = {}, {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        workers.Pool(1, "tests.measure_decode:make_checker", memory_bytes=512 << 20) as pool,
+        children.Pool(1, "tests.measure_decode:make_checker", memory_bytes=512 << 20) as pool,
     ):
         ways = {
             "ffmpeg": by_ffmpeg,

@@ -21,7 +21,8 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from data_pipelines import encoding, shapes, video_io
+from data_pipelines.embedded import drawing, vocabulary
+from data_pipelines.media import encoding, video_io
 from data_pipelines.stages import dedup, examine
 from tests import moving_textures, valid_media
 
@@ -57,8 +58,8 @@ def textures(number: int) -> Iterator[tuple[str, np.ndarray]]:
 def objects(number: int) -> Iterator[tuple[str, np.ndarray]]:
     for seed in range(number):
         rng = np.random.default_rng(seed)
-        attributes = shapes.sample_attributes(rng)
-        yield f"object {seed}", shapes.render(attributes, HEIGHT, WIDTH, FRAMES, 25.0, rng)
+        attributes = vocabulary.sample_attributes(rng)
+        yield f"object {seed}", drawing.render(attributes, HEIGHT, WIDTH, FRAMES, 25.0, rng)
 
 
 def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:

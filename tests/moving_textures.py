@@ -6,7 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from data_pipelines import clips, encoding
+from data_pipelines.media import encoding
+from data_pipelines.sources import clips
 
 SIZE = 1024  # of the texture
 

@@ -5,9 +5,12 @@ import math
 
 import pytest
 
-from data_pipelines import buckets, loader, records, video_io
+from data_pipelines.loading import buckets, loader
+from data_pipelines.media import video_io
+from data_pipelines.shards import records
 from tests import toy_training as toy
-from vidgen import bench_data, flops
+from vidgen import bench_data
+from vidgen.models import flops
 
 
 def test_the_buckets_are_those_of_the_spec():

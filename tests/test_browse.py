@@ -22,9 +22,12 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from data_pipelines import assignment, buckets, builder, encoding, ledger, records, video_io
 from data_pipelines.browse import __main__ as command
 from data_pipelines.browse import columns, page, previews, serve, thumbnail
+from data_pipelines.loading import assignment, buckets
+from data_pipelines.media import encoding, video_io
+from data_pipelines.shards import builder, records
+from data_pipelines.stages import ledger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = (

@@ -1,6 +1,6 @@
 import pytest
 
-from data_pipelines import buckets
+from data_pipelines.loading import buckets
 
 
 def test_a_clip_has_to_be_longer_than_its_bucket():

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from data_pipelines.stages import camera, examine
 from tests.moving_textures import camera_move, clip, mp4
 

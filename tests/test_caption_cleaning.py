@@ -1,6 +1,6 @@
 import pytest
 
-from data_pipelines import caption_cleaning
+from data_pipelines.stages import caption_cleaning
 
 # spec B.9: measured on the original
 CLEANED = {

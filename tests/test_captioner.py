@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from data_pipelines.stages import captions, examine
 from tests.moving_textures import camera_move, clip, mp4
 

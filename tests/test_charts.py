@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from vidgen import charts
+from vidgen.reporting import charts
 
 
 def draw(values):

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import processes
-from vidgen import checkpoint, digests, weights
+from vidgen.training import checkpoint
+from vidgen.weights import digests, tree_files
 
 
 @jax.tree_util.register_dataclass
@@ -283,13 +284,13 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_rest(saved, 
 def test_safetensors_round_trip_and_appear_whole(tmp_path, mesh):
     params = make_state(mesh, 5).params
     path = tmp_path / "new" / "model.safetensors"
-    weights.save_safetensors(params, path, {"step": "5"})
+    tree_files.save_safetensors(params, path, {"step": "5"})
     assert_same(checkpoint.load_params(path), jax.device_get(params))
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
     assert json.loads(header)["__metadata__"] == {"step": "5"}
     with pytest.raises(ValueError, match="separates levels"):
-        weights.save_safetensors({"a/b": np.zeros(2)}, path)
+        tree_files.save_safetensors({"a/b": np.zeros(2)}, path)
 
 
 def test_weights_that_are_not_there_say_what_is_needed(tmp_path, saved):
@@ -306,7 +307,8 @@ def test_two_processes_save_verify_and_fall_back_together(tmp_path):
     from jax.experimental import multihost_utils
     from jax.sharding import PartitionSpec
     from tests.test_checkpoint import State, abstract
-    from vidgen import checkpoint, runtime, sharding
+    from vidgen.process import runtime
+    from vidgen.training import checkpoint, sharding
 
     runtime.start(heartbeat_seconds=10)
     mesh = sharding.make_mesh({{"data": 1, "fsdp": -1}})

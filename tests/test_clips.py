@@ -12,7 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from data_pipelines import clips, encoding, video_io
+from data_pipelines.media import encoding, video_io
+from data_pipelines.sources import clips
 from tests import data_sets
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
@@ -95,7 +96,7 @@ def test_many_threads_read_one_archive(archives):
 
 FORK = """
 import os, sys
-from data_pipelines import clips
+from data_pipelines.sources import clips
 
 read = lambda: [clips.open_binary(name).read() for name in sys.argv[1:]]
 wanted = read()

@@ -4,7 +4,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from vidgen import command_line
+from vidgen.process import command_line
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -38,8 +38,9 @@ def test_help_says_what_a_command_does_and_how_to_call_it(command):
     "modules, also",
     [
         ("vidgen.models.stdit vidgen.models.vae vidgen.models.text vidgen.models.critics", "orbax"),
-        ("vidgen.flow vidgen.optim vidgen.flops vidgen.train_state vidgen.vae_loss", "orbax"),
-        ("vidgen.generate vidgen.tasks vidgen.encoders vidgen.weights", "tensorboardX"),
+        ("vidgen.diffusion.flow vidgen.training.optim vidgen.models.flops", "orbax"),
+        ("vidgen.training.train_state vidgen.models.vae_loss", "orbax"),
+        ("vidgen.diffusion.generate vidgen.tasks vidgen.weights.tree_files", "tensorboardX"),
     ],
 )
 def test_models_and_mathematics_import_without_the_data_path(modules, also):

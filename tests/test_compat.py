@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from configs import tiny
-from vidgen import compat, encoders, flow, optim, tasks, torch_names, weights
-from vidgen.models import layers, stdit, vae
+from vidgen import tasks
+from vidgen.diffusion import encoders, flow
+from vidgen.models import compat, layers, stdit, vae
+from vidgen.training import optim
+from vidgen.weights import torch_names, tree_files
 
 MODE = "open-sora-1.2"
 
@@ -68,7 +71,7 @@ def measured_model(dtype, mode):
     sizes = {"width": 144, "depth": 2, "heads": 2, "text_width": 32, "text_tokens": 8}
     make = lambda: stdit.STDiT(**sizes, dtype=dtype, compat=mode, rngs=nnx.Rngs(0))
     abstract = nnx.eval_shape(make)
-    flat = weights.flatten(nnx.to_pure_dict(nnx.state(abstract)))
+    flat = tree_files.flatten(nnx.to_pure_dict(nnx.state(abstract)))
     tensors = torch_names.stdit({path: x.shape for path, x in flat.items()}, (2, 2))
     names = sorted(t.name for t in tensors if t.name != "rope.freqs")
 
@@ -83,7 +86,7 @@ def measured_model(dtype, mode):
             return np.float32(0.3 * s if is_table else s / np.sqrt(np.prod(shape[1:])))
         return np.float32(1 + 0.1 * s if "norm" in name and name.endswith("weight") else 0.1 * s)
 
-    params = weights.unflatten(torch_names.to_params(tensors, read))
+    params = tree_files.unflatten(torch_names.to_params(tensors, read))
     return nnx.merge(nnx.graphdef(abstract), jax.tree.map(jnp.asarray, params))
 
 

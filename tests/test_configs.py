@@ -7,8 +7,11 @@ import jax
 import pytest
 
 from configs import common, lambda_run, opensora
-from data_pipelines import buckets, resolutions, transforms
-from vidgen import encoders, flops, optim, tasks
+from data_pipelines.loading import buckets, resolutions, transforms
+from vidgen import tasks
+from vidgen.diffusion import encoders
+from vidgen.models import flops
+from vidgen.training import optim
 
 STAGES = [(opensora, stage) for stage in (1, 2, 3)]
 STAGES += [(lambda_run, stage) for stage in range(1, 8)]

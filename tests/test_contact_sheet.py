@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidgen import contact_sheet
+from vidgen.reporting import contact_sheet
 
 
 def clips(count, frames, side=32):

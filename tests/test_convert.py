@@ -20,8 +20,10 @@ from tests.weight_folders import (
     tiny_stdit,
     write_folder,
 )
-from vidgen import checkpoint, convert, layouts, published, torch_names, weights
+from vidgen import convert
 from vidgen.models import layers
+from vidgen.training import checkpoint
+from vidgen.weights import layouts, published, torch_names, tree_files
 
 CASES = {"stdit3_tiny": "stdit", "vae_pipeline_tiny": "vae", "t5_encoder_tiny": "t5"}
 
@@ -36,9 +38,9 @@ def test_a_golden_state_dict_comes_back_bit_for_bit(tmp_path, name, dtype, shard
     convert.to_vidgen(str(source), CASES[name], tmp_path / "ours")
     convert.to_open_sora(tmp_path / "ours", tmp_path / "out", shard_bytes=2**20 // shards)
     assert_same_bits(read_folder(tmp_path / "out"), tensors)
-    imported = weights.flatten(checkpoint.load_params(tmp_path / "ours"))
+    imported = tree_files.flatten(checkpoint.load_params(tmp_path / "ours"))
     direct = published.open_source(source, CASES[name]).load()
-    assert_same_bits(imported, weights.flatten(direct))
+    assert_same_bits(imported, tree_files.flatten(direct))
     again = published.open_source(tmp_path / "out", CASES[name])  # its own config.json is enough
     assert again.shapes == published.open_source(source, CASES[name]).shapes
 
@@ -160,9 +162,9 @@ def test_random_sizes_come_back_and_keep_their_forward_pass(tmp_path, seed):
     convert.to_vidgen(str(source), "stdit", tmp_path / "ours")
     convert.to_open_sora(tmp_path / "ours", tmp_path / "out")
     assert_same_bits(read_folder(tmp_path / "out"), tensors)
-    params = weights.load_file(tmp_path / "ours/weights.safetensors")
+    params = tree_files.load_file(tmp_path / "ours/weights.safetensors")
     direct = published.open_source(tmp_path / "out", "stdit").load()
-    assert_same_bits(weights.flatten(direct), weights.flatten(params))
+    assert_same_bits(tree_files.flatten(direct), tree_files.flatten(params))
     check_patches(params, tensors, arguments, rng)
     graph = nnx.graphdef(nnx.eval_shape(lambda: layout.model(**arguments, rngs=nnx.Rngs(0))))
     cells = np.prod(arguments["patch"]) * arguments["in_channels"]
@@ -248,7 +250,7 @@ def test_a_vae_run_is_exported_with_its_sizes(tmp_path):
     run = toy_runs.autoencoder(tmp_path / "run")
     convert.to_open_sora(run, tmp_path / "out")
     tree = published.open_source(tmp_path / "out", "vae").load()
-    assert_same_bits(weights.flatten(tree), weights.flatten(checkpoint.load_params(run)))
+    assert_same_bits(tree_files.flatten(tree), tree_files.flatten(checkpoint.load_params(run)))
 
 
 def test_a_small_t5_equals_that_of_transformers_and_goes_back_to_it(tmp_path):

@@ -12,7 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import cut_miradata, encoding, sources, video_io
+from data_pipelines import cut_miradata
+from data_pipelines.media import encoding, video_io
+from data_pipelines.sources import specs
 from data_pipelines.stages import examine
 from tests import data_sets, processes
 
@@ -74,7 +76,7 @@ def run(folder):
 
 def test_the_command_cuts_what_is_there_and_sources_prefer_the_cuts(tmp_path):
     data = data_sets.write_miradata(tmp_path)
-    before = {clip.id: clip for clip in sources.read(f"miradata:{tmp_path}")}
+    before = {clip.id: clip for clip in specs.read(f"miradata:{tmp_path}")}
     pixels = {i: examine.examine(before[i].file, before[i])[0]["num_frames"] for i in data.present}
     broken = tmp_path / "raw_video/000000001/000000001001.mp4"
     content = broken.read_bytes()
@@ -90,7 +92,7 @@ def test_the_command_cuts_what_is_there_and_sources_prefer_the_cuts(tmp_path):
     assert "2 clips cut, 2 were there, 1 failed" in result.stdout, result.stderr
     for path in (tmp_path / "raw_video").rglob("*.mp4"):
         os.remove(path)
-    after = {clip.id: clip for clip in sources.read(f"miradata:{tmp_path}")}
+    after = {clip.id: clip for clip in specs.read(f"miradata:{tmp_path}")}
     for clip_id in data.present:
         clip = after[clip_id]
         assert "video_clips" in clip.file and clip.text == data.texts[clip_id]
@@ -109,7 +111,7 @@ def test_any_table_of_times_with_the_three_columns_of_the_docs_is_cut(tmp_path):
     raw.write_bytes(encoding.encode_mp4(np.zeros((31 * 12, 48, 64, 3), np.uint8), 12))
     assert "2 clips cut, 0 were there, 0 failed" in run(tmp_path).stdout
     raw.unlink()
-    found = sources.read(f"miradata:{tmp_path}")
+    found = specs.read(f"miradata:{tmp_path}")
     assert [examine.examine(c.file, c)[0]["num_frames"] for c in found] == [57, 126]  # 12 a second
 
 
@@ -137,5 +139,5 @@ def test_ids_that_would_leave_the_folder_are_refused(tmp_path):
     data_sets.write_table(tmp_path / "miradata_v0.csv", columns, [row | {"dense_caption": "x"}])
     result = run(tmp_path)
     assert result.returncode == cut_miradata.SOME_FAILED and "0 clips cut" in result.stdout
-    [clip] = sources.read(f"miradata:{tmp_path}")
+    [clip] = specs.read(f"miradata:{tmp_path}")
     assert clip.given["refused"].startswith("bad id")

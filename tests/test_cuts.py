@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scenedetect
 
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from data_pipelines.stages import examine, look
 from tests.moving_textures import camera_move, clip, mp4
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from tests import hostile_damage, hostile_files, valid_media
 
 

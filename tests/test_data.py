@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests import processes
-from vidgen import data, sharding
+from vidgen.training import data, sharding
 
 
 def test_a_batch_is_cut_along_its_first_axis(mesh):
@@ -54,7 +54,8 @@ def test_two_processes_join_their_parts_of_a_batch():
     code = """
     import jax, numpy as np
     from jax.experimental import multihost_utils
-    from vidgen import data, runtime, sharding
+    from vidgen.process import runtime
+    from vidgen.training import data, sharding
     runtime.start(heartbeat_seconds=10)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 2})
     mine = np.arange(8).reshape(4, 2) + 100 * jax.process_index()

@@ -5,8 +5,7 @@ import pathlib
 import re
 
 import configs.data
-from data_pipelines import ledger
-from data_pipelines.stages import plan, rules
+from data_pipelines.stages import ledger, plan, rules
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/datautil.md").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipelines import display, video_io
+from data_pipelines.media import display, video_io
 from tests import valid_media
 
 

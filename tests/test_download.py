@@ -17,7 +17,9 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import download, fetch, fetch_folder, fetch_lists, sources, web
+from data_pipelines import download
+from data_pipelines.fetching import fetch, fetch_folder, fetch_lists, web
+from data_pipelines.sources import specs
 from tests import data_sets, http_server
 from tests.http_server import File
 
@@ -429,10 +431,10 @@ def test_openvid_comes_from_the_hub_with_its_checksums(server, tmp_path):
     assert result.returncode == 0, result.stderr
     result = run(*args, "--parts=0-1", "--dry-run")
     assert "3 files, of which 2 are there; to fetch: " in result.stdout
-    reasons = ["refused" in clip.given for clip in sources.read(f"openvid:{tmp_path}/out")]
+    reasons = ["refused" in clip.given for clip in specs.read(f"openvid:{tmp_path}/out")]
     assert reasons == [i % 3 == 1 for i in range(len(data.present))] + [True]
     assert run(*args, "--parts=all").returncode == 0
-    assert sum("refused" in c.given for c in sources.read(f"openvid:{tmp_path}/out")) == 1
+    assert sum("refused" in c.given for c in specs.read(f"openvid:{tmp_path}/out")) == 1
     manifest = read_manifest(tmp_path / "out")
     assert len(manifest) == 5 and all(line["checked"] == ["sha256"] for line in manifest)
     result = run(*args, "--parts=0-5")
@@ -474,7 +476,7 @@ def test_miradata_takes_files_directly_and_pages_by_a_command(server, tmp_path):
     assert result.returncode == 3, result.stderr
     assert "fetcher failed: 1, no video: 1" in result.stderr
     assert "no such video" in (tmp_path / "b/failed.csv").read_text()
-    found = {c.id: "refused" not in c.given for c in sources.read(f"miradata:{table}")}
+    found = {c.id: "refused" not in c.given for c in specs.read(f"miradata:{table}")}
     assert [found[clip_id] for clip_id in data.present] == [True] * 4
     assert [found["5000.0"], found["5001.0"]] == [False, False]
     result = run(*args, "--ids=998-1000", "--dry_run")

@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import batches, buckets, builder, loader, reads, records, video_io
+from data_pipelines.loading import batches, buckets, loader, reads
+from data_pipelines.media import video_io
+from data_pipelines.shards import builder, records
 from tests import toy_training as toy
-from vidgen import decode_check, encode, encoders
+from vidgen import encode
+from vidgen.diffusion import encoders
+from vidgen.reporting import decode_check
 
 
 @pytest.fixture(scope="module")

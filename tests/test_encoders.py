@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from tests import toy_training as toy
-from vidgen import encoders, weights
+from vidgen.diffusion import encoders
 from vidgen.models import layers
+from vidgen.weights import tree_files
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_a_module_is_split_without_its_arrays():
     kinds = {"activation": jnp.tanh, "dtype": jnp.float32}
     graph, init = encoders.split(lambda rngs: layers.MLP(3, 5, 2, rngs=rngs, **kinds))
     params, again = init(jax.random.key(1)), init(jax.random.key(1))
-    shapes = {name: x.shape for name, x in weights.flatten(params).items()}
+    shapes = {name: x.shape for name, x in tree_files.flatten(params).items()}
     assert shapes["fc1/kernel"] == (3, 5) and shapes["fc2/bias"] == (2,)
     np.testing.assert_array_equal(params["fc1"]["kernel"], again["fc1"]["kernel"])
     assert not np.allclose(params["fc1"]["kernel"], init(jax.random.key(2))["fc1"]["kernel"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from test_video_io import moving
 
-from data_pipelines import encoding, video_io
+from data_pipelines.media import encoding, video_io
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (36, 60)])

@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import builder, encoding, shapes, video_io
+from data_pipelines.embedded import vocabulary
+from data_pipelines.media import encoding, video_io
+from data_pipelines.shards import builder
 from tests import toy_runs
 from vidgen import evaluate, report
 
-WANTED = shapes.Attributes("circle", "red", "left", "slow", "small", "black")
+WANTED = vocabulary.Attributes("circle", "red", "left", "slow", "small", "black")
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +59,16 @@ def test_psnr_by_hand():
 
 
 def test_prompts_that_training_showed_are_refused(tmp_path):
-    ((held_out, wanted),) = shapes.held_out_prompts(1, seed=0)
-    seen = shapes.sample_attributes(np.random.default_rng(0))
+    ((held_out, wanted),) = vocabulary.held_out_prompts(1, seed=0)
+    seen = vocabulary.sample_attributes(np.random.default_rng(0))
     record = lambda text: {
         **{"id": text, "text": text, "fps": 12.0, "num_frames": 1, "height": 2, "width": 2},
         "video": encoding.encode_png(np.zeros((2, 2, 3), np.uint8)),
     }
-    for name, texts in {"good": ["a dog", shapes.caption(seen)], "bad": ["a", held_out]}.items():
+    for name, texts in {
+        "good": ["a dog", vocabulary.caption(seen)],
+        "bad": ["a", held_out],
+    }.items():
         rows = [record(text) for text in texts]
         builder.write_shards(tmp_path / name, "video", 1, lambda _, rows=rows: iter(rows), key="")
     assert evaluate.check_unseen(tmp_path / "good", [wanted]) == 2
@@ -98,11 +103,11 @@ def test_the_command_writes_results_videos_and_pictures(run, tmp_path):
     assert results["judge"]["background"] == 1  # of real clips, whatever the model is
     assert 0 < results["vae_psnr"] < 60
     assert results["settings"]["step"] == 4 and results["settings"]["num_frames"] == 17
-    expected = shapes.held_out_prompts(5, seed=0)[:3]
+    expected = vocabulary.held_out_prompts(5, seed=0)[:3]
     assert [clip["prompt"] for clip in results["clips"]] == [prompt for prompt, _ in expected]
     for clip, (_, wanted) in zip(results["clips"], expected, strict=True):
         assert clip["wanted"] == dataclasses.asdict(wanted)
-        assert set(clip["read"]) == set(shapes.ATTRIBUTES)
+        assert set(clip["read"]) == set(vocabulary.ATTRIBUTES)
         for kind in ("generated", "real", "vae"):
             assert video_io.decode(tmp_path / clip[kind]).shape == (17, 32, 32, 3)
     for name in ("samples.webp", "samples.png"):

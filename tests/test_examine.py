@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import encoding, video_io
+from data_pipelines.media import encoding, video_io
 from data_pipelines.stages import examine, look, scene
 from tests.moving_textures import camera_move, clip
 
@@ -66,7 +66,8 @@ def test_all_of_it_runs_behind_the_guard_within_512_mib(tmp_path):
     video_THWC = camera_move(21, 360, 640, right=2)
     (tmp_path / "a.mp4").write_bytes(encoding.encode_mp4(video_THWC, 24.0))
     code = f"""
-from data_pipelines import clips, guard
+from data_pipelines.sources import clips
+from data_pipelines.workers import guard
 from data_pipelines.stages import examine, scene
 file = open({str(tmp_path / "a.mp4")!r}, "rb")
 guard.enter()

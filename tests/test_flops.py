@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from golden_utils import random_model
 
-from vidgen import flops
-from vidgen.models import text, vae, vae_spatial
+from vidgen.models import flops, text, vae, vae_spatial
 
 SPATIAL = {"channels": (16, 32), "layers_per_block": 1, "groups": 8}
 TEMPORAL = {"filters": 16, "channel_multipliers": (1, 2, 2), "temporal_downsample": (False, True)}

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidgen import flow
+from vidgen.diffusion import flow
 
 
 def test_times_of_the_sampler_fall_from_one_to_zero_and_larger_clips_linger():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines import transforms
+from data_pipelines.loading import transforms
 from tests import toy_runs
 from tests import toy_training as toy
-from vidgen import generate, tasks
+from vidgen import tasks
+from vidgen.diffusion import generate
 
 SIZE = {"height": 22, "width": 26, "num_frames": 5}  # odd latents: 11 x 13 at stride 2
 SETTINGS = SIZE | {"steps": 3, "guidance": 3.0, "fps": 12.0, "batch_size": 2}

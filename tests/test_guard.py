@@ -14,7 +14,7 @@ from numpy.random import _common  # a shared library that needs no other
 CODE = """
 import ctypes, json, os, signal, socket, subprocess, sys, threading
 import av, numpy as np
-from data_pipelines import guard
+from data_pipelines.workers import guard
 
 folder, unprivileged = sys.argv[1], sys.argv[2] == "1"
 if unprivileged and os.getuid() == 0:

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_pipelines import ledger
+from data_pipelines.stages import ledger
 
 ROWS = [
     {"id": "a.mp4", "source": "csv", "status": "kept", "motion": 0.25, "phash": b"12345678"},

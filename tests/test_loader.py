@@ -14,19 +14,12 @@ import numpy as np
 import pytest
 from test_video_io import with_sound
 
-from data_pipelines import (
-    batches,
-    builder,
-    encoding,
-    ingest,
-    judge,
-    loader,
-    reads,
-    records,
-    shapes,
-    tokenizer,
-    transforms,
-)
+from data_pipelines import shapes
+from data_pipelines.embedded import judge, vocabulary
+from data_pipelines.loading import batches, loader, reads, tokenizer, transforms
+from data_pipelines.media import encoding
+from data_pipelines.shards import builder, records
+from data_pipelines.stages import ingest
 
 TABLE = {"32": {17: (1.0, 4), 1: (1.0, 4)}}
 MASKS = {"image_head": 0.3, "random": 0.3}
@@ -146,7 +139,7 @@ def test_videos_show_what_their_captions_say(videos):
     for step in range(9):
         batch = made.batch(step)
         for i, row in enumerate(batch["row"]):
-            said = shapes.parse(reader[int(row)]["text"])
+            said = vocabulary.parse(reader[int(row)]["text"])
             # the rate that the loader tells is rounded down, 29.97 to 29
             right += judge.judge(batch["video"][i], float(batch["fps"][i])) == said
             ids = batch["text_ids"][i][batch["text_mask"][i]]
@@ -264,7 +257,9 @@ def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos,
 def test_nothing_imports_jax(videos, tmp_path):
     code = (
         "import sys, logging\n"
-        "from data_pipelines import loader, pipeline, shapes, judge, tokenizer\n"
+        "from data_pipelines import pipeline, shapes\n"
+        "from data_pipelines.embedded import judge\n"
+        "from data_pipelines.loading import loader, tokenizer\n"
         f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=24, "
         "tokenize=tokenizer.make_tokenize(None, 24), num_workers=NUM)\n"
         "batches = iter(made); next(batches); next(batches); batches.close()\n"
@@ -281,7 +276,7 @@ def test_nothing_imports_jax(videos, tmp_path):
 
 def test_jax_still_imports_after_the_loader(videos):
     code = (
-        "from data_pipelines import loader\n"
+        "from data_pipelines.loading import loader\n"
         f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=4)\n"
         "batches = iter(made); next(batches)\n"
         "import jax; print(int(jax.numpy.arange(4).sum())); next(batches)\n"
@@ -292,7 +287,7 @@ def test_jax_still_imports_after_the_loader(videos):
 
 def test_a_program_may_end_with_an_open_iterator(videos):
     code = (
-        "from data_pipelines import loader\n"
+        "from data_pipelines.loading import loader\n"
         f"made = loader.Loader({str(videos)!r}, buckets={TABLE!r}, seed=0, text_tokens=8,\n"
         "                     num_workers=2)\n"
         "iterator = made.iterate(); next(iterator); print('one')\n"
@@ -303,9 +298,9 @@ def test_a_program_may_end_with_an_open_iterator(videos):
 
 def test_killed_and_stuck_workers_change_nothing(videos, monkeypatch):
     pools = []
-    real = batches.workers.Pool
+    real = batches.children.Pool
     monkeypatch.setattr(
-        batches.workers,
+        batches.children,
         "Pool",
         lambda *args, **more: pools.append(real(*args, **more)) or pools[-1],
     )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import video_io
-from vidgen import metrics, trackers
+from data_pipelines.media import video_io
+from vidgen.training import metrics, trackers
 
 
 def lines(folder):

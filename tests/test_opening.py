@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_video_io import moving
 
-from data_pipelines import encoding, video_io
+from data_pipelines.media import encoding, video_io
 
 
 def test_paths_and_bytes_are_alike(tmp_path):

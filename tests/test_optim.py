@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from vidgen import optim
+from vidgen.training import optim
 
 
 def test_a_cosine_falls_from_the_warm_up_to_its_end():

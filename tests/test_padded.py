@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import padded
+from data_pipelines.loading import padded
 
 
 def fill(pool: padded.Pool, lengths, value=1.0, shape=(6, 4)) -> np.ndarray:

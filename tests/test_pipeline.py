@@ -16,18 +16,11 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from configs import data
-from data_pipelines import (
-    builder,
-    encoding,
-    ingest,
-    ledger,
-    pipeline,
-    records,
-    shapes,
-    video_io,
-    workers,
-)
-from data_pipelines.stages import cut, parts, plan, select
+from data_pipelines import pipeline, shapes
+from data_pipelines.media import encoding, video_io
+from data_pipelines.shards import builder, records
+from data_pipelines.stages import cut, ingest, ledger, parts, plan, select
+from data_pipelines.workers import children
 from tests import data_sets, moving_textures
 
 REAL = sorted(
@@ -378,13 +371,13 @@ def test_a_clip_that_fails_at_the_encoder_gets_a_verdict_and_its_neighbours_stay
     config = data.base()
     config.cuts.enabled = True
 
-    class Fails(workers.Pool):
+    class Fails(children.Pool):
         def __call__(self, task, files=()):
             if isinstance(task, cut.Task) and (30, 60) in task.ranges:
-                raise workers.WorkerDied("crash", "a worker process ended with code -11.")
+                raise children.WorkerDied("crash", "a worker process ended with code -11.")
             return super().__call__(task, files)
 
-    monkeypatch.setattr(workers, "Pool", Fails)
+    monkeypatch.setattr(children, "Pool", Fails)
     meta = ingest.run(tmp_path, tmp_path / "out", config, num_workers=1)
     assert meta["left_out"] == {"encoder crash": 1}
     assert [r["id"] for r in records.Reader(tmp_path / "out")] == ["film.mp4#000", "film.mp4#002"]
@@ -396,14 +389,14 @@ def test_a_clip_that_fails_at_the_encoder_gets_a_verdict_and_its_neighbours_stay
 def test_what_a_clip_does_to_its_process_is_its_own_verdict(source, tmp_path, monkeypatch, reason):
     tries = []
 
-    class Dies(workers.Pool):
+    class Dies(children.Pool):
         def __call__(self, task, files=()):
             if task.id == "clips/000002.mp4":
                 tries.append(files[0].tell())
-                raise workers.WorkerDied(reason, "it died.")
+                raise children.WorkerDied(reason, "it died.")
             return super().__call__(task, files)
 
-    monkeypatch.setattr(workers, "Pool", Dies)
+    monkeypatch.setattr(children, "Pool", Dies)
     meta = ingest.run(source, tmp_path / "out", num_workers=2)
     assert meta["left_out"] == {f"decoder {reason}": 1} and meta["num_records"] == 29
     assert tries == [0, 0] if reason == "crash" else [0]  # someone else may have killed it
@@ -413,15 +406,15 @@ def test_what_a_clip_does_to_its_process_is_its_own_verdict(source, tmp_path, mo
 def test_a_run_that_is_stopped_gives_no_clip_a_verdict(source, tmp_path, monkeypatch, at_work):
     monkeypatch.setattr(parts, "CLIPS_A_PART", 1)
 
-    class Stops(workers.Pool):
+    class Stops(children.Pool):
         def __call__(self, task, files=()):
             if task.id == "clips/000002.mp4":
                 self.close()  # as Ctrl-C does, which kills the children at work
                 if at_work:
-                    raise workers.WorkerDied("crash", "a worker process ended with code -9.")
+                    raise children.WorkerDied("crash", "a worker process ended with code -9.")
             return super().__call__(task, files)
 
-    monkeypatch.setattr(workers, "Pool", Stops)
+    monkeypatch.setattr(children, "Pool", Stops)
     with pytest.raises(parts.Stopped):
         ingest.run(source, tmp_path / "out", num_workers=1)
     for path in builder.work_folder(tmp_path / "out").glob("parts/*/*.parquet"):

@@ -6,7 +6,9 @@ import unicodedata
 import pytest
 
 from configs import data
-from data_pipelines import encoding, ingest, ledger, records, video_io
+from data_pipelines.media import encoding, video_io
+from data_pipelines.shards import records
+from data_pipelines.stages import ingest, ledger
 from tests import hostile, hostile_files
 
 CAPTIONS = {

@@ -9,7 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import builder, encoding, shapes
+from data_pipelines import shapes
+from data_pipelines.media import encoding
+from data_pipelines.shards import builder
 from tests import moving_textures
 
 FLAGS = ["--num_workers=2", "--config.cuts.enabled=true", "--config.scores=phash"]

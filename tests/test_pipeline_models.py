@@ -5,8 +5,10 @@ import csv
 import numpy as np
 
 from configs import data
-from data_pipelines import encoding, ingest, ledger, pipeline, records, shapes
-from data_pipelines.stages import clip_scores, parts
+from data_pipelines import pipeline, shapes
+from data_pipelines.media import encoding
+from data_pipelines.shards import records
+from data_pipelines.stages import clip_scores, ingest, ledger, parts
 from tests import test_captioner
 
 endpoint = test_captioner.endpoint

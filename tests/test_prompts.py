@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vidgen import prompts
+from vidgen.diffusion import prompts
 
 
 def test_a_strategy_that_is_none_names_its_entry_and_the_fields():

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from data_pipelines import batches, encoding, ingest, loader, records
-from vidgen import encode, encoders
+from data_pipelines.loading import batches, loader
+from data_pipelines.media import encoding
+from data_pipelines.shards import records
+from data_pipelines.stages import ingest
+from vidgen import encode
+from vidgen.diffusion import encoders
 
 ASSETS = pathlib.Path(__file__).parent.parent / "vidgen" / "assets"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import builder, records, tfds_clips
+from data_pipelines.shards import builder, records, tfds_clips
 
 
 def latent(shard, number):

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from data_pipelines import shapes
-from vidgen import evaluate, machine, report, report_page, sample, workdir
+from data_pipelines.embedded import drawing, vocabulary
+from vidgen import evaluate, report, sample
+from vidgen.process import machine
+from vidgen.reporting import report_page
+from vidgen.training import workdir
 
 KINDS = ("generated", "real", "vae")
 
@@ -31,8 +34,8 @@ def folder(tmp_path_factory):
     cut = '{"step": 31, "lo'
     (folder / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), cut]))
     clips = []
-    for number, (prompt, wanted) in enumerate(shapes.held_out_prompts(3, seed=0)):
-        video_THWC = shapes.render(wanted, 32, 32, 17, 12.0, np.random.default_rng(number))
+    for number, (prompt, wanted) in enumerate(vocabulary.held_out_prompts(3, seed=0)):
+        video_THWC = drawing.render(wanted, 32, 32, 17, 12.0, np.random.default_rng(number))
         wanted = dataclasses.asdict(wanted)
         read = wanted if number < 2 else wanted | {"shape": None, "size": "<huge>"}
         clips.append({"prompt": prompt, "wanted": wanted, "read": read})

@@ -1,6 +1,6 @@
 import pytest
 
-from data_pipelines import resolutions
+from data_pipelines.loading import resolutions
 
 
 @pytest.mark.parametrize("resolution", ["16", "32", "64", "96", "128"])

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines import loader
+from data_pipelines.loading import loader
 from tests import toy_training as toy
-from vidgen import runtime
+from vidgen.process import runtime
 
 STEPS = toy.STEPS
 SLOW_SEEDS = 10

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from data_pipelines import ledger
-from data_pipelines.stages import rules
+from data_pipelines.stages import ledger, rules
 
 VIDEO = {"kind": "video", "num_frames": 48, "fps": 24.0, "height": 90, "width": 160}
 VIDEO |= {"motion": 0.7, "camera": "pan_left", "caption": " a red  ball ", "aesthetic": 4.75}

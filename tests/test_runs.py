@@ -8,7 +8,8 @@ import pytest
 
 from configs import tiny
 from tests import toy_runs
-from vidgen import checkpoint, runs, workdir
+from vidgen.tasks import runs
+from vidgen.training import checkpoint, workdir
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from tests.processes import spawn, spawn_two
-from vidgen import runtime, workdir
+from vidgen.process import runtime
+from vidgen.training import workdir
 
 
 def wait_for(process, word):
@@ -19,7 +20,7 @@ def wait_for(process, word):
 
 LOOP = """
     import time
-    from vidgen import runtime
+    from vidgen.process import runtime
     runtime.start(heartbeat_seconds=10)
     for step in range(1, 5000):
         if step == 3:
@@ -45,7 +46,7 @@ def test_a_second_signal_ends_at_once():
     process = spawn(
         """
         import time
-        from vidgen import runtime
+        from vidgen.process import runtime
         runtime.take_signals()
         print("busy")
         while True:
@@ -76,7 +77,8 @@ def test_an_error_in_one_process_ends_the_others_soon():
     processes = spawn_two(
         """
         import jax, sys, time
-        from vidgen import runtime, workdir
+        from vidgen.process import runtime
+        from vidgen.training import workdir
         runtime.end_on_error()
         runtime.start(heartbeat_seconds=5)
         print("training")
@@ -106,7 +108,8 @@ def test_an_error_ends_with_its_own_code(statement, code, trace):
     process = spawn(
         f"""
         import threading, time
-        from vidgen import runtime, workdir
+        from vidgen.process import runtime
+        from vidgen.training import workdir
         def fail():
             raise OSError("in a thread")
         runtime.end_on_error()
@@ -127,7 +130,7 @@ def test_the_watchdog_ends_a_stuck_process_and_keeps_its_stacks(tmp_path, stuck,
     process = spawn(
         f"""
         import ctypes, time
-        from vidgen import runtime
+        from vidgen.process import runtime
         def stuck_here():
             {stuck}
         dog = runtime.Watchdog("{tmp_path}/new/stacks.txt")
@@ -175,7 +178,7 @@ def test_half_a_description_of_the_processes_is_refused(monkeypatch):
 def test_compiled_programs_are_kept_in_a_private_folder(tmp_path):
     code = f"""
     import jax
-    from vidgen import runtime
+    from vidgen.process import runtime
     runtime.compile_cache("{tmp_path}/cache")
     print(jax.jit(lambda x: x * 2 + 1)(3.0))
     """
@@ -196,7 +199,8 @@ def test_the_devices_are_told_in_one_line():
 
 
 def test_the_exit_codes_of_errors_are_those_of_the_runtime():
-    from vidgen import checkpoint, command_line
+    from vidgen.process import command_line
+    from vidgen.training import checkpoint
 
     assert workdir.RefusedError.exit_code == runtime.EXIT_CONFIG
     assert checkpoint.SaveError.exit_code == runtime.EXIT_STORAGE

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from tests import toy_runs
 from vidgen import sample
 

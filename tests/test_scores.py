@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from data_pipelines import shapes
+from data_pipelines.embedded import drawing, vocabulary
 from data_pipelines.stages import examine, scene, scores
 from tests.moving_textures import camera_move, clip, mp4
 
@@ -43,10 +43,10 @@ def test_a_clip_shorter_than_ten_frames_is_scaled_to_ten():
 def test_a_still_clip_has_no_motion_and_a_fast_object_more_than_a_slow_one():
     assert score(np.repeat(camera_move(1, 96, 160), 24, axis=0), "motion") < 0.1
     measured = []
-    drawn = shapes.Attributes("circle", "red", "right", "slow", "large", "gray")
+    drawn = vocabulary.Attributes("circle", "red", "right", "slow", "large", "gray")
     for speed in ("slow", "fast"):
         drawn = dataclasses.replace(drawn, speed=speed)
-        video_THWC = shapes.render(drawn, 64, 112, 24, 12.0, np.random.default_rng(0))
+        video_THWC = drawing.render(drawn, 64, 112, 24, 12.0, np.random.default_rng(0))
         measured.append(score(video_THWC, "motion", fps=12.0))
     assert 0.1 < 1.5 * measured[0] < measured[1]
 
@@ -116,7 +116,7 @@ def test_an_image_has_the_scores_that_need_no_time(tmp_path):
 
 
 def test_all_scores_of_one_clip_come_from_one_decode_and_are_the_same_again(monkeypatch):
-    from data_pipelines import video_io
+    from data_pipelines.media import video_io
 
     calls = []
     check = video_io.check

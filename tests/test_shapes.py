@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import encoding, judge, probes, resolutions, shapes, transforms, video_io
+from data_pipelines import shapes
+from data_pipelines.embedded import drawing, judge, vocabulary
+from data_pipelines.loading import resolutions, transforms
+from data_pipelines.media import encoding, probes, video_io
 
 CLIPS = 150
 
@@ -27,7 +30,7 @@ def encoded():
     result = []
     for number in range(CLIPS):
         clip, rng = shapes.plan(number, image=False, seed=11)
-        frames = shapes.render(
+        frames = drawing.render(
             clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng
         )
         video = video_io.decode(encoding.encode_mp4(frames, clip.fps), range(17))
@@ -36,7 +39,7 @@ def encoded():
 
 
 def accuracy(encoded, change=lambda video_THWC: video_THWC):
-    right = dict.fromkeys(shapes.ATTRIBUTES, 0)
+    right = dict.fromkeys(vocabulary.ATTRIBUTES, 0)
     for clip, video in encoded:
         seen = judge.judge(change(video), clip.fps)
         for k in right:
@@ -66,7 +69,7 @@ def test_judge_reads_noisy_and_blurred_clips(encoded):
 def test_judge_of_an_image_has_no_motion():
     for number in range(20):
         clip, rng = shapes.plan(number, image=True, seed=3)
-        frames = shapes.render(clip.attributes, clip.height, clip.width, 1, None, rng)
+        frames = drawing.render(clip.attributes, clip.height, clip.width, 1, None, rng)
         seen = judge.judge(shrink(frames), probes.IMAGE_FPS)
         assert seen == dataclasses.asdict(clip.attributes)
 
@@ -86,28 +89,30 @@ def test_judge_refuses_floats():
 def test_object_stays_visible_and_moves_at_its_speed():
     for number in range(40):
         clip, rng = shapes.plan(number, image=False, seed=5)
-        frames = shapes.render(
+        frames = drawing.render(
             clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng
         )
-        back = np.array(shapes.BACKGROUNDS[clip.attributes.background])
+        back = np.array(vocabulary.BACKGROUNDS[clip.attributes.background])
         mass = np.abs(frames.astype(float) - back).sum((1, 2, 3))
         # 3 %: edges fall differently on the pixels; a cut object would lose far more
         np.testing.assert_allclose(mass, mass.mean(), rtol=0.03)
         seen = judge.measure(frames, clip.fps)
-        speed = shapes.SPEEDS[clip.attributes.speed]
+        speed = vocabulary.SPEEDS[clip.attributes.speed]
         np.testing.assert_allclose(np.hypot(*seen.velocity), speed, rtol=0.05)
 
 
 def test_averages_show_where_objects_are_and_where_they_go():
-    mean_colour = np.mean(list(shapes.COLOURS.values()), axis=0)
-    assert all((mean_colour > np.array(back) + 20).all() for back in shapes.BACKGROUNDS.values())
+    mean_colour = np.mean(list(vocabulary.COLOURS.values()), axis=0)
+    assert all(
+        (mean_colour > np.array(back) + 20).all() for back in vocabulary.BACKGROUNDS.values()
+    )
     rng = np.random.default_rng(0)
     for _ in range(40):
-        attributes = shapes.sample_attributes(rng)
-        frames = shapes.render(attributes, 32, 32, 17, 12, rng)
-        back = np.array(shapes.BACKGROUNDS[attributes.background])
+        attributes = vocabulary.sample_attributes(rng)
+        frames = drawing.render(attributes, 32, 32, 17, 12, rng)
+        back = np.array(vocabulary.BACKGROUNDS[attributes.background])
         swept_HW = (frames != back).any((0, 3))
-        dy, dx = shapes.DIRECTIONS[attributes.direction]
+        dy, dx = vocabulary.DIRECTIONS[attributes.direction]
         covered = np.flatnonzero(swept_HW.any(1 if dy else 0))
         gaps = [covered[0], 31 - covered[-1]]  # before and behind what the object sweeps
         behind, ahead = gaps if dy + dx > 0 else gaps[::-1]
@@ -115,17 +120,17 @@ def test_averages_show_where_objects_are_and_where_they_go():
 
 
 def test_render_refuses_to_lose_the_object():
-    attributes = shapes.Attributes("circle", "red", "left", "fast", "large", "black")
+    attributes = vocabulary.Attributes("circle", "red", "left", "fast", "large", "black")
     with pytest.raises(ValueError, match=r"use \d+ frames or fewer"):
-        shapes.render(attributes, 32, 32, 40, 12, np.random.default_rng(0))
+        drawing.render(attributes, 32, 32, 40, 12, np.random.default_rng(0))
 
 
 def test_held_out_combinations_leave_every_pair_in_training():
-    axes = (shapes.SHAPES, tuple(shapes.COLOURS), tuple(shapes.DIRECTIONS))
+    axes = (vocabulary.SHAPES, tuple(vocabulary.COLOURS), tuple(vocabulary.DIRECTIONS))
     out, kept = set(), set()
     for combination in itertools.product(*axes):
-        attributes = shapes.Attributes(*combination, "slow", "small", "black")
-        (out if shapes.held_out(attributes) else kept).add(combination)
+        attributes = vocabulary.Attributes(*combination, "slow", "small", "black")
+        (out if vocabulary.held_out(attributes) else kept).add(combination)
     assert 0.15 < len(out) / (len(out) + len(kept)) < 0.25
     for i, j in ((0, 1), (0, 2), (1, 2)):
         left = collections.Counter((c[i], c[j]) for c in kept)
@@ -135,25 +140,29 @@ def test_held_out_combinations_leave_every_pair_in_training():
 
 def test_training_never_draws_a_held_out_combination_and_prompts_always_do():
     rng = np.random.default_rng(0)
-    assert not any(shapes.held_out(shapes.sample_attributes(rng)) for _ in range(300))
-    prompts = shapes.held_out_prompts(50, seed=1)
-    assert all(shapes.held_out(attributes) for _, attributes in prompts)
-    assert prompts == shapes.held_out_prompts(50, seed=1) != shapes.held_out_prompts(50, seed=2)
+    assert not any(vocabulary.held_out(vocabulary.sample_attributes(rng)) for _ in range(300))
+    prompts = vocabulary.held_out_prompts(50, seed=1)
+    assert all(vocabulary.held_out(attributes) for _, attributes in prompts)
+    assert (
+        prompts
+        == vocabulary.held_out_prompts(50, seed=1)
+        != vocabulary.held_out_prompts(50, seed=2)
+    )
 
 
 def test_captions_name_every_attribute_within_80_bytes():
     rng = np.random.default_rng(0)
     longest, texts = 0, set()
     for i in range(2000):
-        attributes = shapes.sample_attributes(rng, image=i % 5 == 0)
-        text = shapes.caption(attributes, rng)
-        assert shapes.parse(text) == dataclasses.asdict(attributes)
+        attributes = vocabulary.sample_attributes(rng, image=i % 5 == 0)
+        text = vocabulary.caption(attributes, rng)
+        assert vocabulary.parse(text) == dataclasses.asdict(attributes)
         assert text == text.lower()
         longest = max(longest, len(text.encode()))
         texts.add(text)
     assert longest <= 80
     assert (
-        shapes.caption(shapes.Attributes("circle", "red", "left", "slow", "small", "black"))
+        vocabulary.caption(vocabulary.Attributes("circle", "red", "left", "slow", "small", "black"))
         == "a small red circle moves left slowly on a black background"
     )
 
@@ -187,12 +196,12 @@ def test_command_writes_equal_bytes_after_an_interruption(tmp_path):
 def test_h264_keeps_the_colours(encoded):
     for number in range(20):
         clip, rng = shapes.plan(number, image=False, seed=2)
-        frames = shapes.render(
+        frames = drawing.render(
             clip.attributes, clip.height, clip.width, clip.num_frames, clip.fps, rng
         )
         video = video_io.decode(encoding.encode_mp4(frames, clip.fps))
         assert video.shape == frames.shape
         seen = judge.measure(video, clip.fps)
         # 12 of 255: rounding to 8-bit YUV and quantisation at crf 10
-        expected = shapes.BACKGROUNDS[clip.attributes.background]
+        expected = vocabulary.BACKGROUNDS[clip.attributes.background]
         np.testing.assert_allclose(seen.background_rgb, expected, atol=12)

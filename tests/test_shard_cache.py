@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_records import latent
 
-from data_pipelines import builder, records, shard_cache
+from data_pipelines.shards import builder, records, shard_cache
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from vidgen import sharding
+from vidgen.training import sharding
 
 RULES = [("blocks/.*kernel", (None, "fsdp")), ("embed", (("data", "fsdp"),)), (".*", ())]
 PARAMS = {

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_pipelines import clips, encoding, sources, video_io
+from data_pipelines.media import encoding, video_io
+from data_pipelines.sources import clips, specs
 from tests import data_sets
 
 HOSTILE = {  # path or id -> the reason that its row is refused for
@@ -89,7 +90,7 @@ def test_tables_give_clips_with_times_and_labels(kind, folder):
             ("deep/b.mp4", None, "two/2", None, None, 4.0, "", "", ""),
         ],
     )
-    one, two = sources.read(table)
+    one, two = specs.read(table)
     file = str(folder / "a.mp4")
     given = {"aesthetic": 5.25, "camera": "pan_left"}
     assert one == clips.Clip("one", file, "first line", kind, 1.5, 3.0, given)
@@ -103,7 +104,7 @@ def test_tables_give_clips_with_times_and_labels(kind, folder):
 def test_hostile_paths_are_refused_and_the_others_stay(kind, folder):
     paths = [p for p in HOSTILE if not (kind == "jsonl" and "\udc80" in p)]
     rows = [("a.mp4", "good"), *((path, "bad") for path in paths), ("./inner.mp4", "good")]
-    table = sources.read(write(folder / f"t.{kind}", ("path", "text"), rows))
+    table = specs.read(write(folder / f"t.{kind}", ("path", "text"), rows))
     assert reasons(table) == ["", *(HOSTILE[p] for p in paths), ""]
     assert [table[0].id, table[-1].id] == ["a.mp4", "inner.mp4"]
     ids = [clip.id for clip in table]
@@ -116,14 +117,14 @@ def test_hostile_paths_are_refused_and_the_others_stay(kind, folder):
 def test_a_wider_root_lets_paths_leave_the_folder_of_the_table(folder):
     rows = [("../outside.mp4", "x"), (str(folder / "a.mp4"), "y"), ("/etc/passwd", "z")]
     table = write(folder / "t.csv", ("path", "text"), rows)
-    refused = sources.read(table)
+    refused = specs.read(table)
     assert reasons(refused) == ["outside root", "", "outside root"]
     assert "SOURCE?root=FOLDER allows" in refused[0].given["refused"]
-    found = sources.read(f"{table}?root={folder.parent}")
+    found = specs.read(f"{table}?root={folder.parent}")
     assert reasons(found) == ["", "", "outside root"]
     assert [clip.id for clip in found[:2]] == ["outside.mp4", "a.mp4"]
     with pytest.raises(ValueError, match=r"root=/none: there is no such folder"):
-        sources.read(f"{table}?root=/none")
+        specs.read(f"{table}?root=/none")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -147,7 +148,7 @@ def test_captions_are_cleaned_or_refused(kind, text, clean, folder):
     if text.startswith("\ufeff"):
         text = "  \n"
     rows = [("a.mp4", text), ("deep/b.mp4", "next")]
-    first, second = sources.read(write(folder / f"t.{kind}", ("path", "text"), rows))
+    first, second = specs.read(write(folder / f"t.{kind}", ("path", "text"), rows))
     if clean == "caption too long":
         assert reasons([first]) == [clean] and first.text is None
         assert len(first.given["refused"]) < 300
@@ -162,7 +163,7 @@ def test_captions_are_cleaned_or_refused(kind, text, clean, folder):
 def test_ids_that_come_twice_are_refused_once(folder):
     rows = [("a.mp4", "x", ""), ("./deep/../a.mp4", "y", ""), ("c.png", "z", "a.mp4")]
     rows += [("deep/b.mp4", "w", "../b"), ("deep/b.mp4", "v", "a\nb")]
-    table = sources.read(write(folder / "t.csv", ("path", "text", "id"), rows))
+    table = specs.read(write(folder / "t.csv", ("path", "text", "id"), rows))
     assert reasons(table) == ["", "duplicate id", "duplicate id", "bad id", "bad id"]
     assert len({clip.id for clip in table}) == 5
 
@@ -182,7 +183,7 @@ def test_ids_that_come_twice_are_refused_once(folder):
 )
 def test_times_are_seconds_or_clocks(start, end, times, folder):
     columns = ("path", "text", "start", "end")
-    [clip] = sources.read(write(folder / "t.csv", columns, [("a.mp4", "x", start, end)]))
+    [clip] = specs.read(write(folder / "t.csv", columns, [("a.mp4", "x", start, end)]))
     if times is None:
         assert reasons([clip]) == ["bad times"]
     else:
@@ -194,11 +195,11 @@ def test_labels_are_finite_numbers_and_short_strings(folder):
     row |= {"huge": 10**400, "inf": float("inf"), "nan": float("nan"), "long": "x" * 999, "": 1}
     row |= {"bad\x00key": "v\x07", "refused": "damaged: forged", "id": None} | {"k" * 999: 1}
     (folder / "t.jsonl").write_text(json.dumps(row) + "\n")
-    [clip] = sources.read(folder / "t.jsonl")
+    [clip] = specs.read(folder / "t.jsonl")
     assert clip.given == {"n": 3.0, "f": 0.5, "t": 1.0, "s": "pan", "badkey": "v"}
     many = {"path": "a.mp4", "text": "x"} | {f"k{i}": i for i in range(10_000)}
     (folder / "t.jsonl").write_text(json.dumps(many) + "\n")
-    assert len(sources.read(folder / "t.jsonl")[0].given) == 64
+    assert len(specs.read(folder / "t.jsonl")[0].given) == 64
 
 
 def test_lines_that_are_no_json_are_refused_alone(folder):
@@ -217,7 +218,7 @@ def test_lines_that_are_no_json_are_refused_alone(folder):
         b'{"path": "deep/b.mp4", "text": "good \\ud83d"}',
     ]
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
-    table = sources.read(folder / "t.jsonl")
+    table = specs.read(folder / "t.jsonl")
     bad = ["bad json"] * 5 + ["bad path", "bad caption", "missing path", "bad json"]
     assert reasons(table) == ["", *bad, ""]
     assert (table[-1].id, table[-1].text) == ("deep/b.mp4", "good �")
@@ -226,7 +227,7 @@ def test_lines_that_are_no_json_are_refused_alone(folder):
 def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
     lines = ["path,text", "a.mp4,fine", 'deep/b.mp4,"open', *(f"c{i}.mp4,x" for i in range(5000))]
     (folder / "t.csv").write_text("\n".join(lines))
-    table = sources.read(folder / "t.csv")
+    table = specs.read(folder / "t.csv")
     assert reasons(table) == ["", "caption too long"]
     assert "is a quote left open?" in table[1].given["refused"]
     assert csv.field_size_limit() == 131072  # as it was
@@ -234,7 +235,7 @@ def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
 
 def test_short_long_and_blank_lines_of_a_csv_do_no_harm(folder):
     (folder / "t.csv").write_text("\ufeffpath,text,score\na.mp4\n\n\nc.png,x,1,2,3\n,,\n")
-    table = sources.read(folder / "t.csv")
+    table = specs.read(folder / "t.csv")
     assert reasons(table) == ["", "", "missing path"]
     assert (table[0].text, table[1].given) == (None, {"score": 1.0})
 
@@ -242,8 +243,8 @@ def test_short_long_and_blank_lines_of_a_csv_do_no_harm(folder):
 def test_columns_can_be_named(folder):
     table = write(folder / "t.csv", ("file", "caption"), [("a.mp4", "x")])
     with pytest.raises(ValueError, match="no column path and no column text; its columns are file"):
-        sources.read(table)
-    assert sources.read(f"{table}?path=file&text=caption")[0].text == "x"
+        specs.read(table)
+    assert specs.read(f"{table}?path=file&text=caption")[0].text == "x"
 
 
 @pytest.mark.parametrize(
@@ -272,19 +273,19 @@ def test_unreadable_sources_say_what_is_wrong(name, content, words, tmp_path, mo
     if content is not None:
         pathlib.Path(name).write_bytes(content)
     with pytest.raises(ValueError, match=words):
-        sources.read(name)
+        specs.read(name)
 
 
 def test_an_unknown_option_names_those_there_are(folder):
     with pytest.raises(ValueError, match="no option txt; it has path, text, root"):
-        sources.read(f"{folder}/t.csv?txt=caption")
+        specs.read(f"{folder}/t.csv?txt=caption")
 
 
 def test_a_folder_takes_captions_from_txt_or_json(folder):
     (folder / "a.txt").write_text(" first\n")
     (folder / "deep/b.json").write_text(json.dumps({"caption": "second", "end": 2, "motion": 0.5}))
     (folder / "c.json").write_text("[" * 100_000)
-    table = {clip.id: clip for clip in sources.read(folder)}
+    table = {clip.id: clip for clip in specs.read(folder)}
     assert list(table) == ["a.mp4", "c.png", "deep/b.mp4", "inner.mp4", "link.mp4"]
     assert table["a.mp4"].text == "first" and table["a.mp4"].source == "folder"
     deep = table["deep/b.mp4"]
@@ -297,7 +298,7 @@ def test_a_caption_that_is_a_trap_is_refused(folder):
     (folder / "a.txt").symlink_to("/etc/passwd")
     (folder / "c.txt").write_bytes(b"x" * (11 << 20))
     os.mkfifo(folder / "deep/b.txt")
-    table = {clip.id: clip for clip in sources.read(folder)}
+    table = {clip.id: clip for clip in specs.read(folder)}
     names = ("a.mp4", "c.png", "deep/b.mp4")
     assert reasons(table[n] for n in names) == ["outside root", "caption too long", "not a file"]
 
@@ -319,13 +320,11 @@ def test_webdataset_shards_become_clips_read_in_place(tmp_path):
             members += [(f"{key}.mp4", content), (f"{key}.txt", f"shard {shard}".encode())]
             members += [(f"{key}.json", json.dumps({"aesthetic": 5, "text": "json"}).encode())]
         write_tar(tmp_path / f"set-{shard:02d}.tar", members)
-    table = sources.read(f"{tmp_path}/set-{{00..01}}.tar")
-    lost = sources.read(f"{tmp_path}/set-{{00..02}}.tar")[-1].given["refused"]
+    table = specs.read(f"{tmp_path}/set-{{00..01}}.tar")
+    lost = specs.read(f"{tmp_path}/set-{{00..02}}.tar")[-1].given["refused"]
     assert lost == f"missing file: there is no {tmp_path}/set-02.tar."
     assert [clip.id for clip in table] == [f"set-{s:02d}/{k}" for s in range(2) for k in videos]
-    assert (
-        table == sources.read(f"{tmp_path}/set-?{{0,1}}.tar") == sources.read(f"{tmp_path}/*.tar")
-    )
+    assert table == specs.read(f"{tmp_path}/set-?{{0,1}}.tar") == specs.read(f"{tmp_path}/*.tar")
     for clip in table:
         assert clip.text == f"shard {clip.id[5]}" and clip.given == {"aesthetic": 5.0}
         assert clips.open_binary(clip.file).read() == videos[clip.id[-3:]]
@@ -335,22 +334,22 @@ def test_webdataset_traps_are_verdicts(tmp_path):
     members = [("only.txt", b"x"), ("../up.mp4", b"v"), ("a.mp4", b"v"), ("a.json", b"[" * 100_000)]
     members += [("b.mp4", b"v"), ("b.txt", b"t"), ("x/b.mp4", b"v" * 5000)]
     path = write_tar(tmp_path / "s.tar", members)
-    table = sources.read(str(path))
+    table = specs.read(str(path))
     assert reasons(table) == ["missing file", "bad id", "bad json", "", ""]
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"v") - 1000])
-    table = sources.read(str(path))
+    table = specs.read(str(path))
     assert reasons(table[:4]) == ["missing file", "bad id", "bad json", ""]
     assert reasons(table[4:]) == ["truncated", "damaged"]
     with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.mp4"))
     with pytest.raises(ValueError, match="no sample could be read"):
-        sources.read(str(tmp_path / "z.tar"))
+        specs.read(str(tmp_path / "z.tar"))
 
 
 def test_openvid_finds_each_clip_in_its_part(tmp_path, capsys):
     data = data_sets.write_openvid(tmp_path)
-    table = sources.read(f"openvid:{tmp_path}")
+    table = specs.read(f"openvid:{tmp_path}")
     assert [clip.id for clip in table] == data.present + data.missing
     assert reasons(table) == [""] * len(data.present) + ["missing file"] * len(data.missing)
     assert "7 clips, 1 of them not here or refused" in capsys.readouterr().err
@@ -364,7 +363,7 @@ def test_openvid_finds_each_clip_in_its_part(tmp_path, capsys):
 
 def test_openvid_counts_members_without_a_row(tmp_path, capsys):
     data_sets.write_openvid(tmp_path)
-    sources.read(f"openvid:{tmp_path}")
+    specs.read(f"openvid:{tmp_path}")
     assert "3 parts hold 7 clips, 1 of them not in the table" in capsys.readouterr().err
 
 
@@ -373,7 +372,7 @@ def test_openvid_tells_of_parts_that_are_cut_off(tmp_path, capsys):
     part = tmp_path / "OpenVid_part1.zip"
     part.write_bytes(part.read_bytes()[:-100])
     os.remove(tmp_path / "OpenVid_part2_partab")
-    table = sources.read(f"openvid:{tmp_path}")
+    table = specs.read(f"openvid:{tmp_path}")
     lost = [clip.id for clip in table if "refused" in clip.given]
     assert lost == [n for i, n in enumerate(data.present) if i % 3] + data.missing
     assert "OpenVid_part1.zip" in table[1].given["refused"]
@@ -393,24 +392,24 @@ def test_openvid_finds_unpacked_clips_and_the_hd_parts(tmp_path):
         (tmp_path / "b/video").mkdir()
         for name in archive.namelist():
             (tmp_path / "b/video" / name.rpartition("/")[2]).write_bytes(archive.read(name))
-    table = sources.read(f"openvid:{tmp_path}/b")
+    table = specs.read(f"openvid:{tmp_path}/b")
     assert reasons(table) == [""] * len(data.present) + ["missing file"]
 
 
 def test_miradata_clips_are_times_in_videos(tmp_path):
     data = data_sets.write_miradata(tmp_path)
-    table = sources.read(f"miradata:{tmp_path}")
-    assert table == sources.read(f"miradata:{data.table}")
+    table = specs.read(f"miradata:{tmp_path}")
+    assert table == specs.read(f"miradata:{data.table}")
     assert [clip.id for clip in table] == data.present + data.missing
     assert reasons(table) == [""] * 4 + ["missing file"]
     assert [(clip.start, clip.end) for clip in table[:2]] == [(0.0, 2.0), (2.0, 4.0)]
     assert table[0].file == table[1].file != table[2].file
     assert table[0].text == data.texts[table[0].id]
     assert table[2].given["category"].startswith("youtube") and table[2].given["fps"] == 12.0
-    short = sources.read(f"miradata:{tmp_path}?caption=short_caption")
+    short = specs.read(f"miradata:{tmp_path}?caption=short_caption")
     assert short[0].text + ", in dense words" == table[0].text
     with pytest.raises(ValueError, match="caption=long is not one of dense_caption"):
-        sources.read(f"miradata:{tmp_path}?caption=long")
+        specs.read(f"miradata:{tmp_path}?caption=long")
 
 
 def test_miradata_takes_cut_clips_and_flat_folders(tmp_path):
@@ -421,7 +420,7 @@ def test_miradata_takes_cut_clips_and_flat_folders(tmp_path):
     os.rename(raw, cut)
     flat = tmp_path / "raw_video/000000001001.webm"
     os.rename(tmp_path / "raw_video/000000001/000000001001.mp4", flat)
-    table = {clip.id: clip for clip in sources.read(f"miradata:{data.table}")}
+    table = {clip.id: clip for clip in specs.read(f"miradata:{data.table}")}
     assert (table["998.0"].file, table["998.0"].end) == (str(cut), None)
     assert reasons([table["998.1"]]) == ["missing file"]
     assert (table["1001.1"].file, table["1001.1"].start) == (str(flat), 2.0)
@@ -440,7 +439,7 @@ def test_miradata_rows_are_not_trusted(tmp_path):
         {"clip_id": "77.0", "file_path": "../../../etc/passwd"},
     ]
     data_sets.write_table(data.table, data_sets.MIRADATA_COLUMNS, [lines[0] | t for t in traps])
-    found = reasons(sources.read(f"miradata:{data.table}"))
+    found = reasons(specs.read(f"miradata:{data.table}"))
     assert found == ["bad times", "bad times", "bad id", "bad id", "bad id", "missing file"]
 
 
@@ -451,7 +450,7 @@ def test_miradata_v0_has_frames_instead_of_times(tmp_path):
     video = tmp_path / "raw_video/000000008/000000008783_AJp_ANX-oGoM.mp4"
     video.parent.mkdir(parents=True)
     video.write_bytes(b"video")
-    [clip] = sources.read(f"miradata:{table}")
+    [clip] = specs.read(f"miradata:{table}")
     assert (clip.file, clip.start, clip.end) == (str(video), 10.0, 15.0)
 
 
@@ -487,10 +486,10 @@ def test_remote_tables_and_tars_are_read_where_they_are(tmp_path):
     for name in ("t.csv", "s-0.tar"):
         files.pipe(f"/bucket/set/{name}", (tmp_path / name).read_bytes())
     files.pipe("/bucket/set/deep/a.mp4", b"content")
-    table = sources.read("memory://bucket/set/t.csv")
+    table = specs.read("memory://bucket/set/t.csv")
     assert reasons(table) == ["", "", *["outside root"] * 4]
     assert [clip.id for clip in table[:2]] == ["deep/a.mp4", "b.mp4"]
     assert clips.open_binary(table[0].file).read() == b"content"
     for pattern in ("s-{0..0}.tar", "s-*.tar"):
-        [clip] = sources.read(f"memory://bucket/set/{pattern}")
+        [clip] = specs.read(f"memory://bucket/set/{pattern}")
         assert clip.text == "text" and clips.open_binary(clip.file).read() == b"video"

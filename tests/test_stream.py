@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import stream
+from data_pipelines.loading import stream
 
 COUNTS = (23, 7, 2, 0)
 SIZES = (4, 3, 5, 2)  # the third bucket fills a batch only every few epochs

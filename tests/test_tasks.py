@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import buckets
+from data_pipelines.loading import buckets
 from tests import toy_runs
 from tests import toy_training as toy
 from vidgen import tasks
-from vidgen import weights as weights_lib
+from vidgen.tasks.autoencoder import _kl
+from vidgen.weights import tree_files
 
 BUCKET = buckets.Bucket("32", 3, "1.00", 10, 14, 2)  # odd latents: 5 x 7 at stride 2
 
@@ -197,7 +198,7 @@ def test_each_term_teaches_its_own_part_of_the_vae(autoencoder, frozen, clips):
         (total, terms), grads = grad(frozen["vae"], {n: float(n == name) for n in names})
         np.testing.assert_allclose(total, terms[name], rtol=1e-6)
         values[name] = float(total)
-        flat = weights_lib.flatten(grads)
+        flat = tree_files.flatten(grads)
         parts = {path: path.split("/")[0] for path in flat}
         taught[name] = {parts[path] for path, x in flat.items() if np.any(np.asarray(x))}
     assert all(np.isfinite(value) and value > 0 for value in values.values()), values
@@ -212,6 +213,6 @@ def test_each_term_teaches_its_own_part_of_the_vae(autoencoder, frozen, clips):
 
 def test_the_divergence_of_a_standard_normal_is_zero():
     zero, one = jnp.zeros((2, 3)), jnp.ones((2, 3))
-    assert tasks._kl(zero, zero) == 0
-    np.testing.assert_allclose(tasks._kl(one, zero), 0.5)
-    np.testing.assert_allclose(tasks._kl(zero, jnp.log(4 * one)), 0.5 * (4 - 1 - np.log(4)), 1e-6)
+    assert _kl(zero, zero) == 0
+    np.testing.assert_allclose(_kl(one, zero), 0.5)
+    np.testing.assert_allclose(_kl(zero, jnp.log(4 * one)), 0.5 * (4 - 1 - np.log(4)), 1e-6)

@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 import transformers
 
-from data_pipelines import tokenizer
+from data_pipelines.loading import tokenizer
 
 
 def test_bytes_end_with_the_end_token_and_pad_with_zero():

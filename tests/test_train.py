@@ -11,7 +11,10 @@ import pytest
 
 from tests import processes
 from tests import toy_training as toy
-from vidgen import checkpoint, convert, runtime, train, weights
+from vidgen import convert, train
+from vidgen.process import runtime
+from vidgen.training import checkpoint
+from vidgen.weights import tree_files
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,8 @@ def test_a_run_starts_from_weights_that_went_out_and_in(finished, latents, vae, 
     command = toy.text_to_video(latents, tmp_path / "run", vae)
     command += [f"--config.start_from={tmp_path}/ours", "--config.num_steps=1"]
     toy.run([*command, "--config.schedule.lr=0.0"])  # so the weights stay as they came
-    started = weights.flatten(checkpoint.load_params(tmp_path / "run", "params"))
-    for name, value in weights.flatten(checkpoint.load_params(finished)).items():
+    started = tree_files.flatten(checkpoint.load_params(tmp_path / "run", "params"))
+    for name, value in tree_files.flatten(checkpoint.load_params(finished)).items():
         np.testing.assert_array_equal(started[name], value, err_msg=name)
     again = toy.text_to_video(latents, tmp_path / "other", vae)
     refused(

@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from data_pipelines import buckets
-from vidgen import optim, sharding, tasks, train_state
+from data_pipelines.loading import buckets
+from vidgen import tasks
+from vidgen.training import optim, sharding, train_state
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import transforms
+from data_pipelines.loading import transforms
 
 
 def test_fit_rounds_a_frame_and_keeps_an_image_exact():

@@ -8,8 +8,7 @@ import safetensors.numpy
 from flax import nnx
 from golden_utils import random_model, with_params
 
-from vidgen import vae_loss
-from vidgen.models import critics
+from vidgen.models import critics, vae_loss
 
 SHAPE = (2, 3, 4, 6, 5)
 

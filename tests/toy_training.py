@@ -17,9 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny
-from data_pipelines import builder, ingest, shapes
+from data_pipelines import shapes
+from data_pipelines.shards import builder
+from data_pipelines.stages import ingest
 from tests import processes, toy_runs
-from vidgen import checkpoint, sharding, tasks, weights
+from vidgen.tasks.autoencoder import Autoencoder
+from vidgen.training import checkpoint, sharding
+from vidgen.weights import tree_files
 
 # A video VAE of few layers: its program has half the size, and compiles in a third of the time.
 VAE = {
@@ -70,8 +74,8 @@ def config():
 
 def vae(folder: pathlib.Path) -> pathlib.Path:
     """Random weights of the video VAE."""
-    params = toy_runs.random_params(tasks.Autoencoder(config()), 0)
-    weights.save_safetensors(params, folder / "vae.safetensors")
+    params = toy_runs.random_params(Autoencoder(config()), 0)
+    tree_files.save_safetensors(params, folder / "vae.safetensors")
     return folder / "vae.safetensors"
 
 

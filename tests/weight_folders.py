@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from tests import processes
-from vidgen import layouts, torch_files
+from vidgen.weights import layouts, torch_files
 
 
 def run_command(*arguments):

@@ -3,7 +3,7 @@
     python -m vidgen.bench --config=configs/quickstart.py
 
 Needs no data: batches are random, of each bucket's shape. Model FLOPs come from the analytic count
-of `vidgen.flops`; beside it stands XLA's own count of the same forward
+of `vidgen.models.flops`; beside it stands XLA's own count of the same forward
 pass, so that neither has to be believed.
 """
 
@@ -18,8 +18,13 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets, resolutions
-from vidgen import command_line, digests, encoders, flops, runtime, tasks, train_state
+from data_pipelines.loading import buckets, resolutions
+from vidgen import tasks
+from vidgen.diffusion import encoders
+from vidgen.models import flops
+from vidgen.process import command_line, runtime
+from vidgen.training import train_state
+from vidgen.weights import digests
 
 
 def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ files. The second measures the loader of a config on a data set of yours.
 Times are CPU seconds of one thread, the best of several batches (of a few seconds of them at most),
 without the loader's cache of latents; the files are in the page cache. A GPU is one H100 that
 trains at 40 % of its peak: it takes 0.4 x 989e12 / (3 x forward FLOPs of a clip) clips a second,
-where the forward pass is `vidgen.flops`' count of the diffusion transformer alone.
+where the forward pass is `vidgen.models.flops`' count of the diffusion transformer alone.
 """
 
 import json
@@ -25,8 +25,14 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import buckets, builder, encoding, loader, resolutions, transforms
-from vidgen import command_line, digests, encoders, flops, machine, runtime, tasks
+from data_pipelines.loading import buckets, loader, resolutions, transforms
+from data_pipelines.media import encoding
+from data_pipelines.shards import builder
+from vidgen import tasks
+from vidgen.diffusion import encoders
+from vidgen.models import flops
+from vidgen.process import command_line, machine, runtime
+from vidgen.weights import digests
 
 PEAK_FLOPS, USE = 989e12, 0.4  # of an H100 SXM: dense bfloat16; the share that training reaches
 # Batch sizes of Open-Sora 1.2 for one GPU, the largest of its three stages (spec section 7.4).

@@ -21,17 +21,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from vidgen import (
-    checkpoint,
-    command_line,
-    digests,
-    layouts,
-    model_card,
-    published,
-    runs,
-    torch_files,
-)
-from vidgen import weights as weights_lib
+from vidgen.process import command_line
+from vidgen.tasks import runs
+from vidgen.training import checkpoint
+from vidgen.weights import digests, layouts, model_card, published, torch_files, tree_files
 
 MODEL = "model.json"
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "keep": None}
@@ -58,13 +51,13 @@ def to_vidgen(
         kind = lambda name: _TYPES[dtype] or _name(opened.dtype(name))
         tensors = {name: (kind(name), shape) for name, shape in opened.shapes.items()}
         note = {"layout": layout, "source": str(source)}
-        with torch_files.Writer(folder / weights_lib.WEIGHTS, tensors, note) as writer:
+        with torch_files.Writer(folder / tree_files.WEIGHTS, tensors, note) as writer:
             for name, value in opened.arrays():
                 writer.add(name, value)
         arguments = {"layout": layouts.kind_of(opened.shapes), "arguments": opened.arguments}
         extra = {"source": str(source), "config": opened.config}
         _write_json(folder / MODEL, arguments | extra)
-        _write_sums(folder, {weights_lib.WEIGHTS: writer.sha256})
+        _write_sums(folder, {tree_files.WEIGHTS: writer.sha256})
 
 
 def to_open_sora(
@@ -154,7 +147,7 @@ def open_ours(source: pathlib.Path, weights: str = "ema", step: int | None = Non
     """Opens a run's working folder, or a folder of `to_vidgen`; reads no weights yet."""
     if (source / MODEL).is_file():
         note = json.loads((source / MODEL).read_text())
-        entries = torch_files.read_headers(source / weights_lib.WEIGHTS)
+        entries = torch_files.read_headers(source / tree_files.WEIGHTS)
         arrays = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
         read = lambda path: entries[path].read_rows() if _stacked(path) else [entries[path].read()]
         kept = {k: v for k, v in note["config"].items() if k != "torch_dtype"}

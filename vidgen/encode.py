@@ -30,15 +30,11 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import (
-    assignment,
-    batches,
-    buckets,
-    builder,
-    reads,
-    records,
-)
-from vidgen import command_line, decode_check, encoders, runtime
+from data_pipelines.loading import assignment, batches, buckets, reads
+from data_pipelines.shards import builder, records
+from vidgen.diffusion import encoders
+from vidgen.process import command_line, runtime
+from vidgen.reporting import decode_check
 
 SHARD_CLIPS = 512
 BATCH_CLIPS = 16  # encoded at once

@@ -3,10 +3,10 @@
     python -m vidgen.evaluate --workdir=outputs/stdit --out=outputs/results.json --videos=240
 
 The prompts name combinations of shape, colour and direction that training never shows. A judge
-without any model (`data_pipelines.judge`) reads the six attributes back from each video. It also
-reads real clips of the same prompts, as they are and after a round trip through the VAE, which
-bounds what a model on that VAE can reach. Beside the results come the first videos of the list
-(never chosen), and pictures of them.
+without any model (`data_pipelines.embedded.judge`) reads the six attributes back from each video.
+It also reads real clips of the same prompts, as they are and after a round trip through the VAE,
+which bounds what a model on that VAE can reach. Beside the results come the first videos of the
+list (never chosen), and pictures of them.
 """
 
 import collections
@@ -25,11 +25,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from data_pipelines import judge, records, shapes
-from vidgen import command_line, contact_sheet, digests, machine, runs, sample
+from data_pipelines.embedded import drawing, judge, vocabulary
+from data_pipelines.shards import records
+from vidgen import sample
+from vidgen.process import command_line, machine
+from vidgen.reporting import contact_sheet
+from vidgen.tasks import runs
+from vidgen.weights import digests
 
-COLUMNS = (*shapes.ATTRIBUTES, "all")  # "all": every attribute of a clip is right
-CHANCE = {name: 1 / len(values) for name, values in shapes.VALUES.items()}
+COLUMNS = (*vocabulary.ATTRIBUTES, "all")  # "all": every attribute of a clip is right
+CHANCE = {name: 1 / len(values) for name, values in vocabulary.VALUES.items()}
 CHANCE["all"] = math.prod(CHANCE.values())
 _RESAMPLES = 2000
 _PEAK_PSNR = 100.0  # dB, of equal clips
@@ -82,7 +87,7 @@ class Evaluation:
             settings = {"fps": 12.0, "steps": 30, "guidance": 7.0}
             settings |= runs.sampling_settings(self.config, **chosen)
             self.settings = settings | {"seed": seed, "batch_size": min(batch_size, videos)}
-            self.prompts, self.wanted = zip(*shapes.held_out_prompts(videos, seed), strict=True)
+            self.prompts, self.wanted = zip(*vocabulary.held_out_prompts(videos, seed), strict=True)
             self.raw_videos = videos if raw_videos is None else min(raw_videos, videos)
             self.shown = min(shown, videos)
             self._check_shape()
@@ -145,7 +150,7 @@ class Evaluation:
                 "too few for the judge, which needs 3 frames and 24 pixels a side: use more."
             )
         size = shape["height"], shape["width"], self.settings["fps"]
-        longest = min(shapes.max_frames(wanted, *size) for wanted in self.wanted)
+        longest = min(drawing.max_frames(wanted, *size) for wanted in self.wanted)
         if shape["num_frames"] > longest:
             raise ValueError(
                 f"num_frames={shape['num_frames']} at fps={self.settings['fps']:g}: an object of "
@@ -155,7 +160,7 @@ class Evaluation:
 
     def _real(self) -> np.ndarray:
         """A real clip of each prompt; the start of the motion is random."""
-        render = lambda number, wanted: shapes.render(
+        render = lambda number, wanted: drawing.render(
             wanted,
             *(self.settings[name] for name in ("height", "width", "num_frames", "fps")),
             np.random.default_rng((self.settings["seed"], number)),
@@ -194,7 +199,7 @@ class Evaluation:
         folder, clips = out.parent / f"{out.stem}_videos", []
         folder.mkdir(exist_ok=True)
         for number in range(self.shown):
-            wanted = {name: getattr(self.wanted[number], name) for name in shapes.ATTRIBUTES}
+            wanted = {name: getattr(self.wanted[number], name) for name in vocabulary.ATTRIBUTES}
             clip = {"prompt": self.prompts[number], "wanted": wanted, "read": seen[number]}
             for kind, of_kind in videos.items():
                 path = folder / f"{number:03d}-{kind}.mp4"
@@ -216,7 +221,7 @@ class Evaluation:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def check_unseen(data: str | os.PathLike, wanted: Sequence[shapes.Attributes]) -> int:
+def check_unseen(data: str | os.PathLike, wanted: Sequence[vocabulary.Attributes]) -> int:
     """Makes sure that no caption of a data set shows what the prompts test.
 
     Returns:
@@ -230,7 +235,7 @@ def check_unseen(data: str | os.PathLike, wanted: Sequence[shapes.Attributes]) -
     tested = {key(vars(attributes)) for attributes in wanted}
     counts = collections.Counter()
     for row in tqdm.trange(len(reader), desc="captions of the data", unit="caption"):
-        found = key(shapes.parse(reader[row]["text"]))
+        found = key(vocabulary.parse(reader[row]["text"]))
         counts.update([found] if found in tested else [])
     if counts:
         raise ValueError(
@@ -247,15 +252,15 @@ def read(videos: Sequence[np.ndarray], fps: float, name: str) -> list[dict[str, 
     return [judge.judge(video_THWC, fps) for video_THWC in bar]
 
 
-def hits(seen: Sequence[dict], wanted: Sequence[shapes.Attributes]) -> np.ndarray:
+def hits(seen: Sequence[dict], wanted: Sequence[vocabulary.Attributes]) -> np.ndarray:
     """Whether each of COLUMNS is right, bool [clips, 7]."""
     right = np.array(
         [
-            [found[name] == getattr(attributes, name) for name in shapes.ATTRIBUTES]
+            [found[name] == getattr(attributes, name) for name in vocabulary.ATTRIBUTES]
             for found, attributes in zip(seen, wanted, strict=False)  # raw weights may have fewer
         ],
         bool,
-    ).reshape(-1, len(shapes.ATTRIBUTES))
+    ).reshape(-1, len(vocabulary.ATTRIBUTES))
     return np.concatenate([right, right.all(1, keepdims=True)], axis=1)
 
 
@@ -268,7 +273,7 @@ def bootstrap(right_NC: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return low_C, high_C
 
 
-def accuracies(seen: Sequence[dict], wanted: Sequence[shapes.Attributes]) -> dict[str, dict]:
+def accuracies(seen: Sequence[dict], wanted: Sequence[vocabulary.Attributes]) -> dict[str, dict]:
     """Accuracy, its 95 % interval and chance of each of COLUMNS; {} without clips."""
     if not len(seen):
         return {}

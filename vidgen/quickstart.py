@@ -14,7 +14,8 @@ import time
 
 from absl import flags
 
-from vidgen import command_line, digests
+from vidgen.process import command_line
+from vidgen.weights import digests
 
 FOLDER = pathlib.Path("outputs/quickstart")  # configs/quickstart.py reads its data there
 

@@ -16,7 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from vidgen import command_line, digests, report_page, runs
+from vidgen.process import command_line
+from vidgen.reporting import report_page
+from vidgen.tasks import runs
+from vidgen.weights import digests
 
 
 def define_flags() -> None:

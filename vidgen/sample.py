@@ -18,8 +18,11 @@ import jax
 import tqdm
 from absl import flags
 
-from data_pipelines import encoding
-from vidgen import command_line, digests, generate, runs
+from data_pipelines.media import encoding
+from vidgen.diffusion import generate
+from vidgen.process import command_line
+from vidgen.tasks import runs
+from vidgen.weights import digests
 
 
 def define_flags() -> None:

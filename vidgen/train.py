@@ -14,22 +14,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines import loader as loader_lib
-from data_pipelines import records
-from vidgen import (
-    checkpoint,
-    command_line,
-    data,
-    encoders,
-    flops,
-    metrics,
-    optim,
-    runtime,
-    sharding,
-    tasks,
-    train_state,
-    workdir,
-)
+from data_pipelines.loading import loader as loader_lib
+from data_pipelines.shards import records
+from vidgen import tasks
+from vidgen.diffusion import encoders
+from vidgen.models import flops
+from vidgen.process import command_line, runtime
+from vidgen.training import checkpoint, data, metrics, optim, sharding, train_state, workdir
 
 # What another start of the same run may set anew.
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")

@@ -17,8 +17,8 @@ import os
 import pathlib
 import signal
 
-from data_pipelines import buckets
 from data_pipelines.browse import page, serve
+from data_pipelines.loading import buckets
 
 STOPPED = 75  # run it again, as of the other commands
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines import ledger
+from data_pipelines.stages import ledger
 
 BINS = 48  # of a histogram
 MAX_TEXT = 4000  # characters of a caption or message that the page shows and searches

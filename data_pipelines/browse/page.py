@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import tqdm
 
-from data_pipelines import buckets, builder, ledger, records
 from data_pipelines.browse import columns, previews, thumbnail
+from data_pipelines.loading import buckets
+from data_pipelines.shards import builder, records
+from data_pipelines.stages import ledger
 
 COLUMN_ROWS = 16_384  # clips in one file of numbers and labels
 TEXT_ROWS = 256  # clips in one file of texts

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from data_pipelines import builder, clips, workers
 from data_pipelines.browse import columns
 from data_pipelines.browse.thumbnail import MEMORY_BYTES, Preview, Task
+from data_pipelines.shards import builder
+from data_pipelines.sources import clips
+from data_pipelines.workers import children
 
 PACK = 100  # clips
 DEADLINE_SECONDS = 30.0  # for one clip
@@ -58,7 +60,7 @@ def write(
     todo = [pack for pack in packs if not _path(folder, "posters", pack).exists()]
     numbers = [n for pack in todo for n in range(pack * PACK, min(len(rows), (pack + 1) * PACK))]
     with (
-        workers.Pool(
+        children.Pool(
             num_workers,
             "data_pipelines.browse.thumbnail:make_maker",
             deadline_seconds=DEADLINE_SECONDS,
@@ -80,7 +82,7 @@ def write(
                         content = file.read(MAX_SOURCE_BYTES)
                         return pool(dataclasses.replace(task, source=content))
                     return pool(task, files=[file])
-            except workers.WorkerDied as error:
+            except children.WorkerDied as error:
                 return Preview(note=f"decoder {error.reason}")
             except OSError:
                 return Preview(note="file not here")

@@ -13,7 +13,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from data_pipelines import display, encoding, guard, video_io
+from data_pipelines.media import display, encoding, video_io
+from data_pipelines.workers import guard
 
 SIDE = 240  # pixels of the longer side: a card on a dense screen
 SECONDS = 3.0

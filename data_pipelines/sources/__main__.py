@@ -6,21 +6,20 @@ python -m data_pipelines.sources openvid:DIR
 import argparse
 import collections
 
-import data_pipelines.sources as sources
-from data_pipelines import clips
+from data_pipelines.sources import clips, specs
 from data_pipelines.stages.summary import human_seconds
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="data_pipelines.sources",
-        description=sources.__doc__,
+        description=specs.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="what --source of the pipeline takes")
     args = parser.parse_args(argv)
     try:
-        table = sources.read(args.source)
+        table = specs.read(args.source)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     reasons = collections.Counter(

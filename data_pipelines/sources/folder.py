@@ -7,9 +7,8 @@ NAME.txt holds the caption; NAME.json holds it as "text", "caption" or "prompt" 
 import os
 import pathlib
 
-import data_pipelines.sources.rows as rows
-import data_pipelines.sources.tables as tables
-from data_pipelines import clips, media
+from data_pipelines.media import limits
+from data_pipelines.sources import clips, rows, tables
 
 TEXT_KEYS = ("text", "caption", "prompt")
 MAX_SIDECAR = 10 << 20  # bytes
@@ -21,7 +20,7 @@ def read(source: str, *, root: str | None = None) -> list[clips.Clip]:
     Raises:
         ValueError: If there is none.
     """
-    suffixes = media.VIDEO_SUFFIXES + media.IMAGE_SUFFIXES
+    suffixes = limits.VIDEO_SUFFIXES + limits.IMAGE_SUFFIXES
     files = [p for p in pathlib.Path(source).rglob("*") if p.suffix.lower() in suffixes]
     files = sorted(p for p in files if p.is_file() or p.is_symlink())
     if not files:

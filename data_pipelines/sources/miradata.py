@@ -24,9 +24,7 @@ import os
 import pathlib
 import re
 
-import data_pipelines.sources.rows as rows
-import data_pipelines.sources.tables as tables
-from data_pipelines import clips
+from data_pipelines.sources import clips, rows, tables
 
 CAPTIONS = tuple(
     f"{name}_caption" for name in ("dense", "short", "main_object", "background", "style", "camera")

@@ -21,9 +21,8 @@ import pathlib
 import re
 import sys
 
-import data_pipelines.sources.rows as rows
-import data_pipelines.sources.tables as tables
-from data_pipelines import clips, media
+from data_pipelines.media import limits
+from data_pipelines.sources import clips, rows, tables
 
 GIVEN = {
     "aesthetic score": "aesthetic",
@@ -113,14 +112,14 @@ def find_parts(folder: str) -> Parts:
             elif found := _PIECE.fullmatch(name):
                 key = int(found[2]), name.startswith("OpenVidHD")
                 archives.setdefault(key, "join:" + os.path.join(place, found[1]))
-            elif name.lower().endswith(media.VIDEO_SUFFIXES):
+            elif name.lower().endswith(limits.VIDEO_SUFFIXES):
                 files.setdefault(name, path)
     unreadable = {}
     for _, archive in sorted(archives.items()):
         try:
             for member in clips.members(archive):
                 name = member.rpartition("/")[2]
-                if name.lower().endswith(media.VIDEO_SUFFIXES) and "::" not in member:
+                if name.lower().endswith(limits.VIDEO_SUFFIXES) and "::" not in member:
                     files.setdefault(name, f"zip://{member}::{archive}")
         except OSError as error:
             unreadable[os.path.basename(archive)] = str(error)

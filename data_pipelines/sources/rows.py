@@ -15,7 +15,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from data_pipelines import clips
+from data_pipelines.sources import clips
 
 MAX_CAPTION = 20_000  # characters; the longest of MiraData's have 4,000
 MAX_LABEL = 200  # characters of a string in `given`: labels, not prose

@@ -11,8 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 
-import data_pipelines.sources.rows as rows
-from data_pipelines import clips
+from data_pipelines.sources import clips, rows
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 _MAX_CELL = 64 << 20  # bytes; a longer cell is a quote that was never closed

@@ -14,9 +14,8 @@ import posixpath
 import re
 import tarfile
 
-import data_pipelines.sources.folder as folder
-import data_pipelines.sources.rows as rows
-from data_pipelines import clips, media
+from data_pipelines.media import limits
+from data_pipelines.sources import clips, folder, rows
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -116,7 +115,7 @@ def _samples(file, size: int):
 def _add(table: rows.Rows, number: int, shard: str, key: str, sample: dict):
     parts = [
         (offset, size, content)
-        for suffix in media.VIDEO_SUFFIXES + media.IMAGE_SUFFIXES
+        for suffix in limits.VIDEO_SUFFIXES + limits.IMAGE_SUFFIXES
         for extension, (offset, size, content) in sample.items()
         if extension.endswith(suffix)
     ]

@@ -14,8 +14,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from data_pipelines import display, encoding, guard, video_io
+from data_pipelines.media import display, encoding, video_io
 from data_pipelines.stages import look
+from data_pipelines.workers import guard
 
 MEMORY_BYTES = 2 << 30  # of a child: an encoder looks some 50 frames ahead
 _WAITING = 4  # frames

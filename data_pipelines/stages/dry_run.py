@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from data_pipelines import builder, clips
+from data_pipelines.shards import builder
+from data_pipelines.sources import clips
 from data_pipelines.stages import parts, runner, select, shards, summary
 
 _CLIPS_WRITTEN = 64  # kept clips of the sample that are written to shards, at most

@@ -10,7 +10,8 @@ import json
 import os
 from typing import BinaryIO
 
-from data_pipelines import clips, video_io
+from data_pipelines.media import video_io
+from data_pipelines.sources import clips
 from data_pipelines.stages import cuts, look, scene, scores
 
 SCENE_TOO_SHORT = "scene too short"

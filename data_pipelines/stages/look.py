@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data_pipelines import display, video_io
+from data_pipelines.media import display, video_io
 from data_pipelines.stages import cuts
 
 SIDE = 144  # short side of the copies: 256 pixels wide at 16:9, what PySceneDetect works on

@@ -22,8 +22,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from data_pipelines import clips, guard, ledger, workers
-from data_pipelines.stages import examine, plan, rules
+from data_pipelines.sources import clips
+from data_pipelines.stages import examine, ledger, plan, rules
+from data_pipelines.workers import children, guard
 
 CLIPS_A_PART = 64
 _TABLE = pa.schema(
@@ -130,7 +131,7 @@ class Examiner:
         limits = plain["limits"]
         self.max_bytes = limits["max_bytes"]
         self.models, self.models_lock = _models(plain, folder / "captions.jsonl"), threading.Lock()
-        self.pool = workers.Pool(
+        self.pool = children.Pool(
             num_workers,
             "data_pipelines.stages.parts:make_examiner",
             (plan.examine_options(plain), limits["memory_bytes"]),
@@ -156,7 +157,7 @@ class Examiner:
         try:
             with open_file(clip.file, self.max_bytes) as file:
                 return self._call(clip, file)
-        except workers.WorkerDied as error:
+        except children.WorkerDied as error:
             if self.pool.closed:
                 raise Stopped from error
             return [row | examine.refusal(f"decoder {error.reason}", str(error))]
@@ -170,7 +171,7 @@ class Examiner:
         for attempt in (1, 2):
             try:
                 return self.pool(clip, [file])
-            except workers.WorkerDied as error:
+            except children.WorkerDied as error:
                 # a child that something else has killed says nothing of the clip: once more
                 if error.reason != "crash" or attempt == 2 or self.pool.closed:
                     raise

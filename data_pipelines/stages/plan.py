@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import configs.data
-from data_pipelines import video_io
+from data_pipelines.media import video_io
 from data_pipelines.stages import examine, rules, text
 
 VERSION = 1  # of what the stages do: another one makes examined parts anew

@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines import ledger
+from data_pipelines.stages import ledger
 
 DERIVED = {
     "seconds": "length of a video; null for an image",

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tqdm
 
-from data_pipelines import caption_cleaning, ledger
-from data_pipelines.stages import dedup, examine, rules, text
+from data_pipelines.stages import caption_cleaning, dedup, examine, ledger, rules, text
 
 NO_CAPTION, DUPLICATE, NEAR_DUPLICATE = "no caption", "duplicate", "near duplicate"
 

@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines import builder, ledger, video_io, workers
-from data_pipelines.stages import cut, examine, parts, plan
+from data_pipelines.media import video_io
+from data_pipelines.shards import builder
+from data_pipelines.stages import cut, examine, ledger, parts, plan
+from data_pipelines.workers import children
 
 _BYTES_A_PIXEL = 0.1  # of an encoded scene: a guess, for the number of shards
 _ROWS_A_CALL = 32  # scenes of one file that are cut in one decode
@@ -73,7 +75,7 @@ class Writer:
     def __init__(self, plain: dict, num_workers: int):
         self.plain, self.how, self.limits = plain, plain["shards"], plan.limits(plain)
         self.num_workers, self.num_bytes = num_workers, 0
-        self.pool = workers.Pool(
+        self.pool = children.Pool(
             num_workers,
             "data_pipelines.stages.cut:make_cutter",
             (self.limits,),
@@ -91,7 +93,7 @@ class Writer:
         for row, video, size in self._ahead(_groups(rows, self.how["short_side"])):
             if isinstance(video, Exception):
                 reason = getattr(video, "reason", "error")
-                rule = f"encoder {reason}" if isinstance(video, workers.WorkerDied) else reason
+                rule = f"encoder {reason}" if isinstance(video, children.WorkerDied) else reason
                 refused[row["id"]] = (rule, str(video))
                 continue
             self.num_bytes += len(video)
@@ -141,7 +143,7 @@ class Writer:
         file.seek(0)
         try:
             found = self.pool(task, [file])
-        except (workers.WorkerDied, video_io.MediaError) as error:
+        except (children.WorkerDied, video_io.MediaError) as error:
             if self.pool.closed:
                 raise parts.Stopped from error
             if len(group) == 1:

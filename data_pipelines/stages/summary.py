@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 
-from data_pipelines import ledger
+from data_pipelines.stages import ledger
 
 
 @dataclasses.dataclass

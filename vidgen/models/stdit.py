@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidgen import compat as compat_lib
 from vidgen.models import attention, layers
+from vidgen.models import compat as compat_lib
 
 _ZERO = nnx.initializers.zeros_init()
 
@@ -188,7 +188,7 @@ class STDiT(nnx.Module):
         remat: Recompute each block in the backward pass, to save memory.
         unroll: How many pairs of blocks the compiler sees at once (`True`: all).
         compat: "open-sora-1.2" rounds positions, times and rotary angles to `dtype`, as the
-            original does: see `vidgen.compat`.
+            original does: see `vidgen.models.compat`.
     """
 
     def __init__(

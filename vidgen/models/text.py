@@ -1,7 +1,7 @@
 """T5 v1.1 encoder (Raffel et al. 2020, arXiv:1910.10683), with gated GELU (arXiv:2002.05202).
 
 It reads token numbers, and is always frozen here. Two kinds of weights: those of a published T5
-(layout `t5` of `vidgen.layouts`), or random ones. Random ones are made to be useful: with
+(layout `t5` of `vidgen.weights.layouts`), or random ones. Random ones are made to be useful: with
 `neighbours` each head looks at a fixed near offset, so that the features of a token are a random
 function of the letters around it.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidgen import compat as compat_lib
+from vidgen.models import compat as compat_lib
 from vidgen.models import vae_spatial, vae_temporal
 
 SHIFT = (-0.10, 0.34, 0.27, 0.98)  # mean and deviation of the published model's latents

@@ -1,0 +1,1 @@
+"""From the web to a disk: what to fetch, how, and whom to trust."""

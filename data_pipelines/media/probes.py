@@ -1,0 +1,137 @@
+"""What a media file is: first as its header claims, then as its decoded frames tell."""
+
+import dataclasses
+
+import av
+import numpy as np
+from PIL import Image
+
+from data_pipelines.media import display
+from data_pipelines.media.limits import Limits, MediaError
+
+IMAGE_FPS = 120.0  # the frame rate that stands for "a still image" (Open-Sora 1.2)
+_UNKNOWN_FPS = 24.0
+_HDR_CURVES = (16, 18)  # SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a file is; `num_frames` is the header's claim (None if it makes none) until decoded.
+
+    Height and width are those of the frames as `video_io.decode` and `display.to_rgb` give them.
+    """
+
+    kind: str  # "video" or "image"
+    format: str
+    num_frames: int | None
+    height: int
+    width: int
+    fps: float
+    codec: str = ""  # FFmpeg's name, "h264"; of an image its format
+    orientation: int = 1  # EXIF's number (1 to 8) of the turn that height and width are after
+
+    def turned(self, orientation: int) -> "Probe":
+        """Returns the probe of the frames after this turn."""
+        height, width = self.height, self.width
+        if orientation >= 5:
+            height, width = width, height
+        return dataclasses.replace(self, height=height, width=width, orientation=orientation)
+
+
+def of_image(image: Image.Image, format: str, orientation: int) -> Probe:
+    """Returns the probe of an image that is turned so to be shown."""
+    head = Probe("image", format, 1, image.height, image.width, IMAGE_FPS, format)
+    return head.turned(orientation)
+
+
+def of_stream(stream, format: str, limits: Limits) -> Probe:
+    """Returns what a header claims of a video, before any turn.
+
+    Raises:
+        MediaError: If it claims nothing that could be decoded, or more than the limits.
+    """
+    height, width = stream.codec_context.height, stream.codec_context.width
+    fps = float(stream.average_rate or _UNKNOWN_FPS)
+    claimed = stream.frames or None
+    if not height or not width:
+        raise MediaError("broken header", "the header gives no picture size.")
+    pixels = height * width
+    if pixels > limits.max_pixels or (claimed or 0) * pixels > limits.max_video_pixels:
+        raise MediaError(
+            "too large",
+            f"{claimed or '?'} frames of {height}x{width}, the limits are {limits.max_pixels} "
+            f"pixels a frame and {limits.max_video_pixels} in all.",
+        )
+    if (claimed or 0) > limits.max_frames:
+        raise MediaError("too long", f"{claimed} frames, the limit is {limits.max_frames}.")
+    if not 0 < fps <= limits.max_fps:
+        raise MediaError("broken header", f"{fps} frames a second, the limit is {limits.max_fps}.")
+    return Probe("video", format, claimed, height, width, fps, stream.codec.canonical_name)
+
+
+class Decoded:
+    """What only the decoded frames tell: how many there are, when they are shown, and how."""
+
+    def __init__(self, stream):
+        self.time_base = float(stream.time_base)
+        self.dropped: list[int] = []
+        self.times: list[int] = []
+        self.count = self.interlaced = 0
+        self.orientation, self.is_hdr = 1, False
+
+    def add(self, frame: av.VideoFrame):
+        if self.count == 0:
+            self.orientation = display.orientation_of_frame(frame)
+            self.is_hdr = frame.color_trc in _HDR_CURVES
+        if frame.pts is not None:
+            self.times.append(frame.pts)
+        self.interlaced += frame.interlaced_frame
+        self.count += 1
+
+    def finish(self, head: Probe, pictures: int | None, limits: Limits) -> Probe:
+        """Returns the probe with the true facts.
+
+        Args:
+            head: What the header says.
+            pictures: How many the container holds, if it tells.
+            limits: Of the file.
+
+        Raises:
+            MediaError: If frames are missing, or would not show what the camera saw.
+        """
+        expected = None if pictures is None else pictures - len(self.dropped)
+        if self.count == 0 or (expected is not None and self.count != expected):
+            raise MediaError(
+                "missing frames", f"{self.count} frames decoded, the file announces {expected}."
+            )
+        if 2 * self.interlaced > self.count:
+            raise MediaError(
+                "interlaced",
+                "each frame holds two moments, line by line: deinterlace the file first.",
+            )
+        if self.is_hdr:
+            raise MediaError(
+                "high dynamic range", "PQ or HLG colours: map the file to BT.709 first."
+            )
+        fps = head.fps
+        if self.count > 2 and len(self.times) == self.count and head.format != "avi":
+            steps = np.diff(self.times)
+            if steps.min() <= 0:
+                raise MediaError("damaged", "times of the frames do not ascend.")
+            usual = np.median(steps)
+            uneven = np.mean((steps < usual / 2) | (steps > 2 * usual))
+            if uneven > limits.max_uneven:
+                raise MediaError(
+                    "variable rate",
+                    f"{uneven:.0%} of the frames are shown half or twice as long as the others, "
+                    f"the limit is {limits.max_uneven:.0%}: give the file a constant rate first.",
+                )
+            measured = 1 / (steps.mean() * self.time_base)
+            if abs(measured - fps) > 0.02 * fps:
+                fps = measured
+            if not 0 < fps <= limits.max_fps:
+                raise MediaError(
+                    "broken header", f"{fps:g} frames a second, the limit is {limits.max_fps}."
+                )
+        head = dataclasses.replace(head, num_frames=self.count, fps=fps)
+        return head.turned(self.orientation)

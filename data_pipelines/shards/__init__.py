@@ -1,0 +1,1 @@
+"""Data sets on disk: ArrayRecord shards in the layout of TFDS, with digests; fast, remote reads."""

@@ -1,0 +1,1 @@
+"""Latent diffusion: the flow, the frozen encoders around it, prompts, and the sampling loop."""

@@ -1,0 +1,94 @@
+"""A working folder belongs to one run: one config and one data set."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from vidgen.weights import digests
+
+
+class RefusedError(ValueError):
+    """The working folder belongs to another run."""
+
+    exit_code = 80  # runtime.EXIT_CONFIG
+
+
+def guard(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    fingerprint: str | None,
+    may_change: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Makes a working folder belong to one run, or refuses it.
+
+    The first start writes `run.json`; later starts compare with it.
+
+    Args:
+        workdir: The working folder; made if there is none.
+        config: The resolved config, nested.
+        fingerprint: The loader's, or None for a run without data.
+        may_change: Fields that another start may set anew, such as "num_steps"; a name covers the
+            fields under it.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        RefusedError: If the folder belongs to another run, with each field that differs.
+    """
+    config = json.loads(json.dumps(getattr(config, "to_dict", lambda: config)(), default=str))
+    path = pathlib.Path(workdir) / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"config": config, "fingerprint": fingerprint}
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+            old, new = _fields(there["config"]), _fields(config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RefusedError(
+                f"{path} is not readable ({error}): it should say which run {workdir} belongs to. "
+                "Restore it, or use another workdir."
+            ) from error
+        allowed = tuple(may_change)
+        changed = [
+            f"  {name}: {_shown(old, name)} there, {_shown(new, name)} here"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name, ...) != new.get(name, ...)
+            and (name in old or new[name])  # a later version's field, left empty, changes nothing
+            and not any(name == field or name.startswith(field + ".") for field in allowed)
+        ]
+        if changed:
+            free = f" Only these may change: {', '.join(allowed)}." if allowed else ""
+            raise RefusedError(
+                f"{workdir} belongs to a run with another config:\n" + "\n".join(changed) + "\n"
+                f"Set these fields as they were, or start a new run in another workdir.{free}"
+            )
+        if there["fingerprint"] != fingerprint:
+            raise RefusedError(
+                f"{workdir} belongs to a run on other data (fingerprint {there['fingerprint']} "
+                f"there, {fingerprint} here), so its position would mean other clips. Give the "
+                "data set that the run began with, or start a new run in another workdir."
+            )
+        if there == run:
+            return run
+    if jax.process_index() == 0:
+        digests.write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
+    return run
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _fields(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return json.dumps(fields[name]) if name in fields else "absent"

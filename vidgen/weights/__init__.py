@@ -1,0 +1,1 @@
+"""Weights outside of a run: files and their digests, names and layouts, import and export."""
