@@ -48,6 +48,7 @@ def base() -> ConfigDict:
 
     config.vae = ConfigDict({"model": vae_tiny(), "loss": vae_loss()})
     config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file
+    config.vae.slice_pixels = 0  # that the VAE takes at a time on each device; 0: all at once
     config.vae.image_frames = 4  # of each clip, for the image autoencoder's own loss
     config.text = text_tiny()
     config.model = stdit(config.text)
@@ -70,11 +71,16 @@ def base() -> ConfigDict:
     config.optim.eps = 1e-15
     config.optim.weight_decay = 0.0
     config.optim.freeze = ("y_embedder/y_embedding", "rope_freqs")
-    config.microbatches = 1  # slices of a batch whose gradients are added up
+    # batches of the loader, each of a bucket of its own, whose gradients make an update, and what
+    # each counts: as much as any other ("batch"), or by its clips ("clip") or tokens ("token")
+    config.accumulate = ConfigDict({"batches": 1, "weighting": "batch"})
+    config.microbatches = 1  # slices of a batch, at least, taken one after the other
+    config.max_refused = 5  # updates in a row that may come out not finite, and are left out
     config.ema_decay = 0.99
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.sharding = ((".*kernel", (None, "fsdp")), (".*", ()))  # first match wins
+    config.frozen_sharding = ((".*", ()),)  # of the VAE and the text encoder
 
     config.checkpoint_every = 200  # steps
     config.checkpoint = ConfigDict({"keep": 3, "keep_every": 0})
@@ -90,6 +96,7 @@ def full() -> ConfigDict:
     config.seed = 42
     config.vae.model = vae_full()
     config.vae.weights = "weights/vae"  # vidgen.convert --layout=vae
+    config.vae.slice_pixels = 4 << 20
     config.text.folder = "weights/t5-v1_1-xxl"  # of the hub's DeepFloyd/t5-v1_1-xxl
     config.text.max_tokens = 300
     config.text.model.width = 4096  # the other sizes stand in the folder
@@ -98,6 +105,7 @@ def full() -> ConfigDict:
     config.data.workers = 8
     config.optim.freeze = ("y_embedder/.*", "rope_freqs")
     config.mesh.fsdp = 8
+    config.frozen_sharding = (("text/.*kernel", (None, "fsdp")), (".*", ()))
     return config
 
 

@@ -166,7 +166,7 @@ def _train_config(facts):
     optimizer |= {"weight_decay": facts["weight_decay"]}
     frozen = ("y_embedder/.*",) if facts["model"].get("freeze_y_embedder") else ()
     optimizer["freeze"] = ("rope_freqs", *(frozen or ("y_embedder/y_embedding",)))
-    config = {"seed": 0, "num_steps": facts["steps"], "microbatches": 1, "optim": optimizer}
+    config = {"seed": 0, "num_steps": facts["steps"], "optim": optimizer}
     config["schedule"] = {"lr": facts["lr"], "warmup_steps": facts["warmup_steps"]}
     return ConfigDict(config | {"ema_decay": facts["ema_decay"]})
 
@@ -195,12 +195,13 @@ def check_train_steps(case):
 
     task = types.SimpleNamespace(init=lambda key: params, loss=loss)
     tx = train_state.make_optimizer(config)
-    step = functools.partial(train_state.train_step, task=task, tx=tx, config=config)
+    update = train_state.Update(task, tx, config)
     state = train_state.init_state(jax.random.key(0), task=task, tx=tx)
     with jax.default_matmul_precision("highest"):
-        step, seen = golden_utils.quick_jit(step), []
+        update.gradient = golden_utils.quick_jit(update.gradient.__wrapped__)
+        update.apply, seen = golden_utils.quick_jit(update.apply.__wrapped__), []
         for k in range(config.num_steps):
-            state, metrics = step(state, {}, batch_of(k))
+            state, metrics = update(state, {}, [(batch_of(k), k, 1.0)])
             seen.append((metrics["loss"], metrics["grad_norm"]))
     rate = optim.schedule(config.num_steps, **config.schedule)
     got = {"loss": np.array([loss for loss, _ in seen])}

@@ -23,8 +23,8 @@ from vidgen.training import data
 class RecordingPrefetch(data.Prefetch):
     """Writes down the rows of each batch at the moment that it is handed out."""
 
-    def __init__(self, numbered, place):
-        super().__init__(numbered, lambda pair: (pair[0], pair[1]["row"], place(pair)))
+    def __init__(self, pairs, place):
+        super().__init__(pairs, lambda pair: (pair[0].number, pair[1]["row"], place(pair)))
         self._file = open(os.environ["HOOK_ROWS"], "a")  # noqa: SIM115 (for the whole run)
 
     def __next__(self):

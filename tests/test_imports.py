@@ -108,13 +108,17 @@ def test_configs_import_only_ml_collections_and_each_other(name):
 
 @pytest.mark.parametrize("name", under("vidgen.models"))
 def test_models_never_see_config_optimizer_or_mesh(name):
+    """What a model may say of places stands in one file."""
     assert not {"ml_collections", "optax", "orbax"} & {t.split(".")[0] for t in imports(name)}
-    assert "jax.sharding" not in imports(name)
+    assert name == "vidgen.models.places" or "jax.sharding" not in imports(name)
 
 
 @pytest.mark.parametrize("name", under("vidgen.training"))
 def test_training_takes_trees_and_not_models(name):
-    assert ours(name) & set(under("vidgen.models.")) <= {"vidgen.models.compat"}
+    assert ours(name) & set(under("vidgen.models.")) <= {
+        "vidgen.models.compat",
+        "vidgen.models.places",
+    }
 
 
 @pytest.mark.parametrize("package", FOLDERS)

@@ -104,6 +104,7 @@ def test_batches_have_the_promised_shapes(path):
             "size": (np.float32, (size, 2)),
             "num_frames": (np.int32, (size,)),
             "row": (np.int32, (size,)),
+            "slot": (np.int32, (size,)),
         }
         if made.kind == "video":
             frames = (size, bucket.num_frames, bucket.height, bucket.width, 3)

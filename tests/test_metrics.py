@@ -22,7 +22,7 @@ def lines(folder):
 def run(folder, steps, total=6, start=0, **settings):
     log = metrics.Logger(folder, total, start, tensorboard=False, **settings)
     for step in steps:
-        log.step(step, {"loss": jnp.float32(step) / 4}, tokens=100, label="a")
+        log.step(step, {"loss": jnp.float32(step) / 4}, tokens=100, labels=("a",))
     return log
 
 
@@ -71,7 +71,7 @@ def test_steps_that_compile_do_not_count():
     #          label, seconds from the end of the step before it to its own end
     history = [("a", 9), ("a", 2), ("a", 2), ("b", 2), ("a", 9), ("b", 1), ("a", 2)]
     for index, (label, seconds) in enumerate(history):
-        rates.started(label) if index == 0 else None
+        rates.started((label,)) if index == 0 else None
         following = history[index + 1][0] if index + 1 < len(history) else "a"
         clean = rates.started(following)  # compiled before the end of this step is fetched
         now += seconds

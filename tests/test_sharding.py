@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
@@ -65,21 +64,3 @@ def test_rules_that_do_not_fit_are_told_together(mesh):
         sharding.by_path(PARAMS, [("kernel", (None, "model")), ("embed", ())], mesh)
     assert "blocks/attn/kernel: axes ['model'], the mesh has ['data', 'fsdp']" in str(error.value)
     assert "blocks/attn/bias: no rule matches" in str(error.value)
-
-
-def test_a_hint_cuts_the_batch_and_changes_no_number(mesh):
-    x = jnp.arange(48.0).reshape(16, 3)
-    with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: sharding.hint(x * 2, "batch"))(x)
-        assert sharding.hint(jnp.ones((3, 2)), "batch").shape == (3, 2)  # 3 of 8: stays whole
-    assert y.sharding.is_equivalent_to(sharding.batch(mesh), 2)
-    np.testing.assert_array_equal(y, x * 2)
-
-
-def test_a_hint_does_nothing_without_a_mesh_or_on_one_device():
-    x = jnp.ones((4, 2))
-    assert sharding.hint(x, "batch") is x
-    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
-        assert sharding.hint(x, "batch") is x
-    with pytest.raises(ValueError, match="batch"):
-        sharding.hint(x, "bacth")

@@ -57,6 +57,7 @@ def clips(task):
         "fps": np.array([12.0, 24.0], np.float32),
         "size": np.full((2, 2), [10, 14], np.float32),
         "row": np.arange(2),
+        "slot": np.arange(2, dtype=np.int32),
     }
 
 
@@ -66,7 +67,13 @@ def latents(task, frozen, clips):
     mean, std = task.encoders.encode_video(frozen, clips["video"], None)
     text = task.encoders.encode_text(frozen, clips["text_ids"], clips["text_mask"])
     rest = {k: v for k, v in clips.items() if k not in ("video", "text_ids")}
-    return rest | {"latent": mean, "latent_std": std, "text_emb": text}
+    made = {"latent": mean, "latent_std": std, "text_emb": text}
+    return rest | {name: np.asarray(x) for name, x in made.items()}
+
+
+def prepare(task, frozen, batch, bucket, key):
+    """As the loop does it: cut into patches on the host, and the rest on the devices."""
+    return task.prepare(frozen, task.collate(batch, bucket), bucket, key)
 
 
 def test_an_unknown_task_is_refused():
@@ -91,24 +98,24 @@ def test_previews_are_checked_before_training(config, change, message):
 
 
 def test_clips_are_prepared_as_their_latents_are(task, frozen, clips, latents):
-    of_video = task.prepare(frozen, clips, BUCKET, jax.random.key(0))
-    of_latents = task.prepare(frozen, latents, BUCKET, jax.random.key(0))
+    of_video = prepare(task, frozen, clips, BUCKET, jax.random.key(0))
+    of_latents = prepare(task, frozen, latents, BUCKET, jax.random.key(0))
     shapes = lambda batch: {name: (x.shape, x.dtype) for name, x in batch.items()}
     assert shapes(of_video) == shapes(of_latents)
     for name in of_video.keys() - {"tokens"}:
         np.testing.assert_allclose(of_video[name], of_latents[name], atol=1e-5, err_msg=name)
-    assert task.tokens(of_video) == 2 * 2 * of_video["tokens"].shape[2]
+    assert task.tokens(BUCKET) == 2 * 3 * 4  # of 5 x 7 cells: 3 x 4 patches, without the padding
     assert of_video["text_length"].tolist() == clips["text_mask"].sum(-1).tolist()
     assert len(set(np.asarray(of_video["ratio"]).tolist())) == 1
 
 
 def test_latents_are_drawn_from_their_posterior_at_each_step(task, frozen, latents):
     draw = lambda key, **changes: np.asarray(
-        task.prepare(frozen, latents | changes, BUCKET, jax.random.key(key))["tokens"]
+        prepare(task, frozen, latents | changes, BUCKET, jax.random.key(key))["tokens"]
     )
-    mean = draw(0, latent_std=jnp.zeros_like(latents["latent_std"]))
+    mean = draw(0, latent_std=np.zeros_like(latents["latent_std"]))
     np.testing.assert_array_equal(mean, task.encoders.to_tokens(latents["latent"]))
-    unit = jnp.ones_like(latents["latent_std"])
+    unit = np.ones_like(latents["latent_std"])
     first, second = draw(0, latent_std=unit) - mean, draw(1, latent_std=unit) - mean
     cells = first != 0
     assert cells.sum() == latents["latent"].size  # padding stays zero
@@ -121,12 +128,12 @@ def test_the_two_draws_of_a_clip_are_independent(task, frozen, clips, monkeypatc
 
     def encode_video(frozen, video, key):
         shape = 2, *task.encoders.latent_shape(3, 10, 14)
-        seen["noise"] = jax.random.normal(key, shape)
+        seen["noise"] = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(key)
         return jnp.zeros(shape), jnp.ones(shape)
 
     monkeypatch.setattr(task.encoders, "encode_video", encode_video)
     with jax.disable_jit():
-        tokens = task.prepare(frozen, clips, BUCKET, jax.random.key(0))["tokens"]
+        tokens = prepare(task, frozen, clips, BUCKET, jax.random.key(0))["tokens"]
     first = np.asarray(task.encoders.to_tokens(seen["noise"]))
     cells = first != 0
     assert abs(np.corrcoef(first[cells], np.asarray(tokens)[cells])[0, 1]) < 0.2
@@ -138,7 +145,7 @@ def loss(task, params):
 
 
 def test_only_what_the_model_may_see_counts_in_the_loss(task, frozen, latents, loss):
-    prepared = task.prepare(frozen, latents, BUCKET, jax.random.key(0))
+    prepared = prepare(task, frozen, latents, BUCKET, jax.random.key(0))
     key, rng = jax.random.key(1), np.random.default_rng(0)
     value = float(loss(prepared, key))
     assert np.isfinite(value) and value == float(loss(prepared, key))
@@ -175,15 +182,15 @@ def autoencoder(config):
 
 
 def test_a_preview_of_the_vae_shows_the_clip_above_what_it_makes_of_it(autoencoder, frozen, clips):
-    batch = autoencoder.prepare({}, clips, BUCKET, None)
-    assert autoencoder.tokens(batch) == 2 * 3 * 10 * 14
+    batch = prepare(autoencoder, {}, clips, BUCKET, None)
+    assert autoencoder.tokens(BUCKET) == 3 * 10 * 14
     (video,) = autoencoder.preview(frozen["vae"], {}, batch).values()
     assert video.shape == (2, 3, 20, 14, 3) and video.dtype == jnp.uint8
     np.testing.assert_array_equal(video[:, :, :10], clips["video"])
 
 
 def test_each_term_teaches_its_own_part_of_the_vae(autoencoder, frozen, clips):
-    batch = {"video": jnp.asarray(clips["video"])}
+    batch = {name: jnp.asarray(clips[name]) for name in ("video", "slot")}
 
     @jax.jit
     def grad(params, weights):

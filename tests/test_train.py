@@ -92,7 +92,12 @@ FRAMES_102 = '{"32": {"102": (1.0, 2)}}'
     [
         (f"--config.data.buckets={FRAMES_16}", "data.buckets.32: frames=16 does not fit the VAE"),
         (f"--config.data.buckets={FRAMES_102}", "none of the 36 clips of"),
-        ("--config.microbatches=3", "data.buckets 32.1 (4), 32.17 (2): make each a multiple of 3"),
+        ("--config.microbatches=0", "microbatches=0: use 1 or more"),
+        ("--config.accumulate.batches=0", "accumulate.batches=0: use 1 or more"),
+        ("--config.accumulate.weighting=rank", "is unknown: use one of batch, clip, token"),
+        ("--config.checkpoint.keep=0", "checkpoint.keep=0: use 1 or more"),
+        ("--config.schedule.lr=nan", "schedule.lr=nan: use a finite number"),
+        ("--config.ema_decay=1.5", "ema_decay=1.5: use 0 to 1"),
         ("--config.data.path=SHARDS/none", "is no finished data set"),
         ("--config.data.path=SHARDS/..", "is no finished data set"),
         ("--config.data.path=LATENTS", "holds latent shards, and task='autoencoder' learns from"),
@@ -116,15 +121,64 @@ def test_what_the_autoencoder_cannot_use_is_refused(change, message, shards, lat
             "--config.vae.model.temporal.filters=8",
             "temporal/encoder/conv_in/kernel: (3, 3, 3, 4, 4) there, (3, 3, 3, 4, 8) in the config",
         ),
+    ],
+)
+def test_what_text_to_video_cannot_encode_with_is_refused(change, message, shards, vae, tmp_path):
+    (vae.parent / "clips.csv").write_text("path,text\n")
+    change = change.replace("FOLDER", str(vae.parent))
+    refused(toy.text_to_video(shards, tmp_path / "run", vae, change), message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
         ("--config.preview.every=2", "preview.settings do not fit generate.Sampler"),
         ("--config.text.max_tokens=8", "has texts of up to 14 tokens, but text_tokens=8: use 14"),
+        ("--config.flow.sample_method=lognormal", "use 'uniform' or 'logit-normal'"),
+        ("--config.model.in_channels=8", "do not fit together: in bucket 32/"),
+        ("--config.text.model.width=48", "do not fit together: in bucket 32/"),
     ],
 )
 def test_what_text_to_video_cannot_use_is_refused(change, message, latents, vae, tmp_path):
-    (vae.parent / "clips.csv").write_text("path,text\n")
-    change = change.replace("FOLDER", str(vae.parent))
     refused(toy.text_to_video(latents, tmp_path / "run", vae, change), message)
     assert not (tmp_path / "run").exists()
+
+
+def test_latents_need_no_encoder(latents, tmp_path):
+    toy.run(toy.text_to_video(latents, tmp_path / "run", "/none", "--config.num_steps=1"))
+
+
+def test_how_and_where_may_change_when_a_run_goes_on(copy, latents, vae, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(latents, moved)
+    changes = ["--config.num_steps=9", "--config.model.remat=False", "--config.microbatches=1"]
+    err = toy.run(toy.text_to_video(moved, copy, vae, *changes))
+    assert "microbatches: 2 before, 1 now" in err and f"data.path: {latents} before" in err
+    assert [line["step"] for line in toy.lines(copy / "metrics.jsonl")] == list(range(1, 10))
+
+
+def test_a_stretched_cosine_is_said(latents, vae, tmp_path):
+    command = toy.text_to_video(latents, tmp_path / "run", vae, "--config.schedule.decay=cosine")
+    toy.run([*command, "--config.num_steps=4"])
+    err = toy.run([*command, "--config.num_steps=6"])
+    assert "num_steps: 4 before, 6 now" in err and "the learning rate is stretched" in err
+
+
+def test_steps_that_are_not_finite_end_a_run_and_harm_no_checkpoint(copy, latents, vae):
+    """At a learning rate that no parameter survives, from a checkpoint that stands."""
+    run = copy / "run.json"
+    run.write_text(run.read_text().replace('"lr": 0.0001', '"lr": 1e+38'))
+    change = ["--config.num_steps=30", "--config.schedule.lr=1e38", "--config.max_refused=12"]
+    err = toy.run(toy.text_to_video(latents, copy, vae, *change), expect=runtime.EXIT_NUMBERS)
+    assert "13 updates in a row were refused" in err and "Traceback" not in err
+    before = checkpoint.load_params(copy, "params", 20)  # the 6th save without a good update
+    for name, value in tree_files.flatten(checkpoint.load_params(copy, "params")).items():
+        assert np.isfinite(value).all()
+        np.testing.assert_array_equal(tree_files.flatten(before)[name], value)
+    events = toy.lines(copy / "events.jsonl")
+    assert [event["step"] for event in events] == list(range(9, 22))
+    assert all(event["clips"] and event["buckets"] for event in events)
 
 
 def test_a_wrong_command_line_names_what_is_right(shards, tmp_path):

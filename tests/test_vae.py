@@ -124,15 +124,15 @@ def test_decode_refuses_a_length_that_the_latent_does_not_have(tiny):
 
 
 def test_slices_change_nothing(tiny):
-    sliced = tiny_vae(micro_batch=4)
-    video_BTHWC = video(5, batch=2)  # 10 images: two slices of 4, and 2
+    sliced = tiny_vae(slice_pixels=4 * 6 * 4)
+    video_BTHWC = video(5, batch=2)  # 10 images of 6 x 4: two slices of 4, and 2
     latent = quick_jit(tiny.encode_spatial)(video_BTHWC)
     # another order of sums
     np.testing.assert_allclose(quick_jit(sliced.encode_spatial)(video_BTHWC), latent, atol=1e-5)
 
 
 def test_slices_of_whole_clips_keep_their_shapes():
-    sliced = tiny_vae(chunk_frames=5, micro_batch=3)
+    sliced = tiny_vae(chunk_frames=5, slice_pixels=3 * 6 * 4)
     mean, _ = jax.eval_shape(sliced.encode, video(12, batch=2))  # 4 chunks and 2 rests
     assert mean.shape == (2, 5, 3, 2, 4)
     assert jax.eval_shape(lambda z: sliced.decode(z, 12), mean).shape == (2, 12, 6, 4, 3)

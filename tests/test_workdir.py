@@ -18,14 +18,17 @@ def change(**changes):
 
 
 def test_the_same_run_may_start_again(tmp_path):
-    first = workdir.guard(tmp_path / "new", ConfigDict(CONFIG), "f1", FREE)
-    assert workdir.guard(tmp_path / "new", CONFIG, "f1", FREE) == first
-    assert first["config"]["optim"] == {"lr": 0.001, "betas": [0.9, 0.99]}
+    assert workdir.guard(tmp_path / "new", ConfigDict(CONFIG), "f1", FREE) == []
+    first = (tmp_path / "new/run.json").read_text()
+    assert json.loads(first)["config"]["optim"] == {"lr": 0.001, "betas": [0.9, 0.99]}
+    assert workdir.guard(tmp_path / "new", CONFIG, "f1", FREE) == []
+    assert (tmp_path / "new/run.json").read_text() == first
 
 
 def test_fields_on_the_list_may_change_and_are_kept(tmp_path):
     workdir.guard(tmp_path, CONFIG, "f1", FREE)
-    workdir.guard(tmp_path, change(num_steps=20, checkpoint__every=2), "f1", FREE)
+    anew = workdir.guard(tmp_path, change(num_steps=20, checkpoint__every=2), "f1", FREE)
+    assert anew == [("checkpoint.every", 5, 2), ("num_steps", 10, 20)]
     config = json.loads((tmp_path / "run.json").read_text())["config"]
     assert (config["num_steps"], config["checkpoint"]["every"]) == (20, 2)
 
@@ -57,6 +60,14 @@ def test_other_data_are_refused(tmp_path):
     workdir.guard(tmp_path, CONFIG, "f1")
     with pytest.raises(ValueError, match=r"f1 there, f2 here.*other clips.*another workdir"):
         workdir.guard(tmp_path, CONFIG, "f2")
+
+
+def test_other_frozen_weights_are_refused_wherever_they_lie(tmp_path):
+    workdir.guard(tmp_path, CONFIG, "f1", contents={"vae": "a"})
+    workdir.guard(tmp_path, CONFIG, "f1", contents={})  # a start that needs none of them
+    workdir.guard(tmp_path, CONFIG, "f1", contents={"vae": "a", "text": "b"})
+    with pytest.raises(ValueError, match="other weights of vae and text: give those that the run"):
+        workdir.guard(tmp_path, CONFIG, "f1", contents={"vae": "c", "text": "d"})
 
 
 def test_a_broken_run_file_is_refused(tmp_path):

@@ -7,6 +7,7 @@ of `vidgen.models.flops`; beside it stands XLA's own count of the same forward
 pass, so that neither has to be believed.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -21,9 +22,8 @@ from ml_collections import config_flags
 from data_pipelines.loading import buckets, resolutions
 from vidgen import tasks
 from vidgen.diffusion import encoders
-from vidgen.models import flops
 from vidgen.process import command_line, runtime
-from vidgen.training import train_state
+from vidgen.training import data, micro_steps, sharding, train_state
 from vidgen.weights import digests
 
 
@@ -41,28 +41,31 @@ def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
         ours) and, where the device tells, peak_bytes.
     """
     task, tx = tasks.make_task(config), train_state.make_optimizer(config)
-    example = task.example_batch(bucket, np.random.default_rng(0))
-    batch = task.prepare({}, jax.device_put(example), bucket, jax.random.key(0))
-    state = jax.jit(functools.partial(train_state.init_state, task=task, tx=tx))(jax.random.key(0))
-    update = functools.partial(train_state.train_step, task=task, tx=tx, config=config)
-    began = time.perf_counter()
-    update = jax.jit(update, donate_argnums=0).lower(state, {}, batch).compile()
-    compile_seconds = time.perf_counter() - began
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        state, step_metrics = update(state, {}, batch)
-        jax.block_until_ready((state, step_metrics))
-        seconds.append(time.perf_counter() - began)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    parts = micro_steps.slices(bucket.batch_size, mesh.size, config.microbatches)
+    part = dataclasses.replace(bucket, batch_size=bucket.batch_size // parts)
+    init = functools.partial(train_state.init_state, task=task, tx=tx)
+    places = sharding.by_path(jax.eval_shape(init, jax.random.key(0)), config.sharding, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=places)(jax.random.key(0))
+        example = task.collate(task.example_batch(part, np.random.default_rng(0)), part)
+        batch = task.prepare({}, data.to_global(example, mesh), part, jax.random.key(0))
+        update, seconds = train_state.Update(task, tx, config, places), []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            state, step_metrics = update(state, {}, [(batch, i, 1 / parts) for i in range(parts)])
+            jax.block_until_ready((state, step_metrics))
+            seconds.append(time.perf_counter() - began)
     step_seconds = statistics.median(seconds[1:])
-    model_flops = flops.training(task, bucket)
+    padded_flops = task.forward_flops(bucket, padded=True)
+    model_flops = 3 * bucket.batch_size * task.forward_flops(bucket)
     found = {
-        "compile_seconds": compile_seconds,
+        "compile_seconds": seconds[0] - step_seconds,
         "step_seconds": step_seconds,
-        "tokens_per_second": task.tokens(batch) / step_seconds,
+        "tokens_per_second": bucket.batch_size * task.tokens(bucket) / step_seconds,
         "model_flops": model_flops,
         "model_flops_per_second": model_flops / step_seconds,
-        "xla_share": xla_forward_flops(config, bucket, batch) / (model_flops / 3),
+        "xla_share": xla_forward_flops(config, batch) / (part.batch_size * padded_flops),
     }
     memory = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in memory:
@@ -70,7 +73,7 @@ def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
     return found
 
 
-def xla_forward_flops(config, bucket, batch) -> float:
+def xla_forward_flops(config, batch) -> float:
     """XLA's count of a forward pass, before its optimisations.
 
     It counts the body of a loop once, so the blocks are unrolled for the count.

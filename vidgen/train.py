@@ -18,14 +18,18 @@ from data_pipelines.loading import loader as loader_lib
 from data_pipelines.shards import records
 from vidgen import tasks
 from vidgen.diffusion import encoders
-from vidgen.models import flops
 from vidgen.process import command_line, runtime
-from vidgen.training import checkpoint, data, metrics, optim, sharding, train_state, workdir
+from vidgen.training import checkpoint, data, metrics, resolve, sharding, train_state, workdir
+from vidgen.training import micro_steps as micro_steps_lib
+from vidgen.training import numbers as numbers_lib
+from vidgen.weights import tree_files
 
-# What another start of the same run may set anew.
+# What another start of the same run may set anew: cadences, and how and where things are computed.
+# The contents behind paths are compared by fingerprints.
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")
-MAY_CHANGE += ("data.bad_limit", "log", "mesh", "num_steps", "preview", "sharding")
-MAY_CHANGE += ("watchdog_seconds",)
+MAY_CHANGE += ("data.bad_limit", "data.path", "frozen_sharding", "log", "max_refused", "mesh")
+MAY_CHANGE += ("microbatches", "model.remat", "model.unroll", "num_steps", "preview", "sharding")
+MAY_CHANGE += ("start_from", "text.folder", "vae.slice_pixels", "vae.weights", "watchdog_seconds")
 
 
 def make_loader(config, task, folder) -> loader_lib.Loader:
@@ -37,7 +41,6 @@ def make_loader(config, task, folder) -> loader_lib.Loader:
         ValueError: If the data are not there, or do not fit the config.
     """
     table = encoders.bucket_table(config)
-    optim.check_batches(table, config.microbatches)
     kind = records.Reader(config.data.path).kind
     if kind not in task.kinds:
         raise ValueError(
@@ -72,14 +75,19 @@ def train(config, folder) -> int:
     """
     with runtime.refusing():
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
-        loader, frozen = make_loader(config, task, folder), task.load_frozen()
+        loader = make_loader(config, task, folder)
         mesh = sharding.make_mesh(config.mesh.to_dict())
+        settings = config.accumulate.to_dict() | {"slices": config.microbatches}
+        micro_steps = micro_steps_lib.MicroSteps(loader, task.tokens, mesh.size, **settings)
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
         wanted = sharding.placed(abstract, places)
+        resolve.check(config, task, tx, abstract, loader)
         given = train_state.given_params(config, checkpoint.steps(folder), wanted.params)
-        workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE)
+        frozen = task.load_frozen(mesh, loader.kind)
+        contents = {name: tree_files.fingerprint(tree) for name, tree in frozen.items()}
+        changed = workdir.guard(folder, config, loader.fingerprint, MAY_CHANGE, contents)
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
         restored = ckpt.restore(wanted)
     watchdog = runtime.Watchdog(pathlib.Path(folder) / "stacks.txt")
@@ -89,30 +97,36 @@ def train(config, folder) -> int:
         state = restored[0] if restored else seeded()
         start = int(state.step)
 
-        def place(numbered):
-            step, batch = numbered
-            key = train_state.step_key(config, step, 1)
-            return task.prepare(frozen, data.to_global(batch, mesh), loader.bucket(step), key)
+        def place(pair):
+            micro_step, batch = pair
+            batch = data.to_global(task.collate(batch, micro_step.bucket), mesh)
+            key = train_state.step_key(config, micro_step.number, 1)
+            batch = task.prepare(frozen, batch, micro_step.bucket, key)
+            return batch, micro_step.number, micro_step.weight
 
-        batches = data.Prefetch(zip(itertools.count(start), loader.iterate(start)), place)
-        update = functools.partial(train_state.train_step, task=task, tx=tx, config=config)
-        update = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
+        batches = data.Prefetch(micro_steps.iterate(start), place)
+        update = train_state.Update(task, tx, config, places)
         log = metrics.Logger(folder, config.num_steps, start, **config.log.to_dict())
+        tell = loader.clip_ids, log.note, ckpt.close
+        numbers = numbers_lib.Numbers(folder, config.max_refused, *tell)
+        for line in resolve.describe(config, changed, start):
+            log.note(line)
         stopped = False
         for step in range(start + 1, config.num_steps + 1):
             watchdog.expect(f"step {step}", config.watchdog_seconds)
-            batch = next(batches)
-            state, step_metrics = update(state, frozen, batch)
-            bucket = loader.bucket(step - 1)
-            work = {"tokens": task.tokens(batch), "flops": flops.training(task, bucket)}
-            log.step(step, step_metrics, label=bucket, **work)
+            plan = micro_steps(step - 1)
+            taken = list(itertools.islice(batches, len(plan)))
+            state, step_metrics = update(state, frozen, taken)
+            numbers.step(step, step_metrics, plan)
+            log.step(step, step_metrics, **micro_steps_lib.work(plan, task))
             ckpt.check()
             stopped = runtime.should_stop()
             if step % config.checkpoint_every == 0 or step == config.num_steps or stopped:
+                numbers.check(state)
                 log.flush()
                 ckpt.save(step, state, {"position": step, "fingerprint": loader.fingerprint})
             if config.preview.every and step % config.preview.every == 0:
-                for name, videos in task.preview(state.ema, frozen, batch).items():
+                for name, videos in task.preview(state.ema, frozen, taken[-1][0]).items():
                     log.video(step, name, list(jax.device_get(videos)))
             if stopped:
                 break

@@ -9,7 +9,8 @@ A batch is a dict of the local part of B samples:
 - latent data: `latent`, `latent_std` float16 [B, t, h, w, c]; `text_emb` float16 [B, L, E].
 - both: `text_mask` bool [B, L] (not without text), `mask` bool [B, t] (True: the frame is
   generated), `drop_text` bool [B] (train without caption), `fps` float32 [B] (120: image), `size`
-  float32 [B, 2] (height and width of the bucket), `num_frames` int32 [B], `row` int32 [B].
+  float32 [B, 2] (height and width of the bucket), `num_frames` int32 [B], `row` int32 [B], `slot`
+  int32 [B] (the place in the batch of all processes).
 
 A record whose digest is wrong, or that cannot be decoded, is replaced by another one of its bucket:
 which one is a function of (seed, step, place in the batch), so that the stream is still the same on
@@ -183,6 +184,29 @@ class Loader:
         """Returns the buckets that have clips in the first epoch: the shapes to compile."""
         return [b for b, rows in zip(self._buckets, self._rows_of(0), strict=True) if len(rows)]
 
+    def clip_ids(self, step: int) -> list[str]:
+        """Returns the names of a step's clips, over all processes."""
+        return [str(self.reader.index["id"][row]) for row in self.rows(step)]
+
+    def example(self, bucket: bucket_tables.Bucket) -> dict[str, np.ndarray]:
+        """Returns a batch with the shapes and types of a bucket's, and none of its values.
+
+        Of latents a record is read, because their channels stand in no index.
+        """
+        size = bucket.batch_size
+        t = transforms.latent_frames(bucket.num_frames, self.time_stride, self.chunk_frames)
+        if self.kind == "video":
+            shape = bucket.num_frames, bucket.height, bucket.width, 3
+            sample = {"video": np.zeros(shape, np.uint8), "text": "", "fps": 24.0}
+            batch = batches.stack_videos([sample], self.tokenize, self.text_tokens)
+        else:
+            row = self._rows_of(0)[self._buckets.index(bucket)][0]
+            sample = self._samples((int(row), bucket, 0, 0))
+            batch = batches.stack_latents([sample], 1, self.text_tokens, self._memory)
+        batch |= {"mask": np.ones((1, t), bool), "drop_text": np.zeros(1, bool)}
+        batch |= {"slot": np.zeros(1, np.int32), "row": np.zeros(1, np.int32)}
+        return {name: np.repeat(x, size, axis=0) for name, x in batch.items()}
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Makes this process's part of the batch of a step, here and now, without deadlines."""
         return self._make(step, self._samples)
@@ -249,6 +273,7 @@ class Loader:
             "drop_text": drops_B,
             "size": np.tile(np.array([[bucket.height, bucket.width]], np.float32), (size, 1)),
             "num_frames": np.full(size, bucket.num_frames, np.int32),
+            "slot": np.array(slots, np.int32),
             "row": np.array(rows, np.int32),
         }
 

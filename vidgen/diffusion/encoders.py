@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.loading import buckets, resolutions, tokenizer
-from vidgen.models import compat, layers, text, vae
-from vidgen.training import checkpoint
+from vidgen.models import compat, layers, places, text, vae
+from vidgen.training import checkpoint, sharding
 from vidgen.weights import published, tree_files
 
 _FRAMES = 20  # purpose of random numbers: which frames of a clip are encoded
@@ -45,6 +45,9 @@ def vae_maker(config):
     """Returns what makes the config's VAE, given `rngs`."""
     model = config.vae.model.to_dict()
     kinds = {"dtype": compute_dtype(config), "compat": config.get("compat", "")}
+    kinds["slice_pixels"] = (
+        config.vae.get("slice_pixels", 0) or None
+    )  # older runs have no such field
     return functools.partial(vae.VideoVAE, **model, **kinds)
 
 
@@ -95,18 +98,48 @@ class Encoders:
         self.budgets = self._token_budgets(config.data.buckets)
 
     @functools.cached_property
-    def _text(self):
-        """(graph, initialiser) of the text encoder; a folder's weights are read at first use."""
-        settings = self.config.text
-        if not settings.folder:
-            return split(functools.partial(text.T5Encoder, **settings.model.to_dict()))
-        source = published.open_source(published.find(settings.folder), "t5")
-        graph, _ = split(functools.partial(text.T5Encoder, **source.arguments))
-        return graph, lambda key: source.load(lambda path, value: jnp.asarray(value))
+    def _text_source(self):
+        """The published text encoder of `config.text.folder`, checked; None without a folder."""
+        folder = self.config.text.folder
+        return published.open_source(published.find(folder), "t5") if folder else None
 
-    def load(self):
+    @functools.cached_property
+    def _text(self):
+        """(graph, initialiser) of the text encoder."""
+        source = self._text_source
+        arguments = source.arguments if source else self.config.text.model.to_dict()
+        dtype = compute_dtype(self.config)
+        return split(functools.partial(text.T5Encoder, dtype=dtype, **arguments))
+
+    def abstract(self, mesh=None):
+        """Shapes, types and places of what `load` returns, from headers and the config alone.
+
+        What is multiplied is held in the type that computes, to which the modules would cast it at
+        every call; norms and tables of positions stay float32.
+        """
+        dtype = jnp.dtype(compute_dtype(self.config))
+
+        def held(path, x):
+            is_cast = sharding.path_name(path).rsplit("/", 1)[-1] in ("kernel", "embed")
+            return jax.ShapeDtypeStruct(x.shape, dtype if is_cast else x.dtype)
+
+        inits = {"vae": self._init_vae, "text": self._text[1]}
+        trees = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()}
+        trees = jax.tree.map_with_path(held, trees)
+        if mesh is None:
+            return trees
+        rules = self.config.get("frozen_sharding", ((".*", ()),))  # older runs have no such field
+        return sharding.placed(trees, sharding.by_path(trees, rules, mesh))
+
+    def load(self, mesh=None):
         """Returns the frozen trees: the VAE of `config.vae.weights`, the text encoder of
         `config.text.folder`, or a random one of a fixed seed where there is no folder.
+
+        Each array goes straight to where it is used: an encoder is never whole on one device that
+        holds a part of it.
+
+        Args:
+            mesh: Where, by the rules of `config.frozen_sharding`; None: on the default device.
 
         Raises:
             ValueError: If the VAE's weights do not fit its config, or none are named.
@@ -117,27 +150,54 @@ class Encoders:
                 "(python -m vidgen.train --config=configs/quickstart_vae.py) or "
                 "a .safetensors file."
             )
-        expected = jax.eval_shape(self._init_vae, jax.random.key(0))
+        like = self.abstract(mesh)
         loaded = checkpoint.load_params(self.config.vae.weights)
-        tree_files.check_tree(loaded, expected, name=str(self.config.vae.weights))
-        _, init_text = self._text
-        text_params = init_text(jax.random.key(self.config.text.seed))
-        return jax.tree.map(jnp.asarray, {"vae": loaded, "text": text_params})
+        tree_files.check_tree(loaded, like["vae"], name=str(self.config.vae.weights))
+        loaded_vae = jax.tree.map(tree_files.put, loaded, like["vae"])
+        if self._text_source:
+            by_path = tree_files.flatten(like["text"])
+            put = lambda path, value: tree_files.put(value, by_path[path])
+            return {"vae": loaded_vae, "text": self._text_source.load(put)}
+        at = jax.tree.map(lambda x: x.sharding, like["text"])
+        cast = lambda x, like: x.astype(like.dtype)
+        draw = lambda key: jax.tree.map(cast, self._text[1](key), like["text"])
+        random = jax.jit(draw, out_shardings=at)(jax.random.key(self.config.text.seed))
+        return {"vae": loaded_vae, "text": random}
 
-    def encode_video(self, frozen, video_BTHWC, key):
-        """Mean and deviation [B, t, h, w, c] of the normalised latents of a uint8 clip."""
+    def encode_video(self, frozen, video_BTHWC, key_B=None):
+        """Mean and deviation [B, t, h, w, c] of the normalised latents of a uint8 clip.
+
+        Args:
+            frozen: The frozen trees.
+            video_BTHWC: Pixels.
+            key_B: A key for each clip, with which the latent between the VAE's parts is drawn; None
+                takes its mean.
+        """
         model = nnx.merge(self.vae_graph, frozen["vae"])
-        mean_Bthwc, logvar_Bthwc = model.encode(from_uint8(video_BTHWC), key)
-        std_Bthwc = jnp.exp(0.5 * logvar_Bthwc)
-        return model.normalise(mean_Bthwc), std_Bthwc / model.scale[...].reshape(1, 1, 1, 1, -1)
+
+        def encode(clips):
+            video_BTHWC, key_B = clips
+            mean_Bthwc, logvar_Bthwc = model.encode(from_uint8(video_BTHWC), key_B)
+            std_Bthwc = jnp.exp(0.5 * logvar_Bthwc)
+            scale = model.scale[...].reshape(1, 1, 1, 1, -1)
+            return model.normalise(mean_Bthwc), std_Bthwc / scale
+
+        return places.in_slices(encode, (video_BTHWC, key_B), self._clips(*video_BTHWC.shape[1:4]))
 
     def decode_video(self, frozen, latent_Bthwc, num_frames: int):
         """Clip [B, T, H, W, 3] uint8 of normalised latents."""
         model = nnx.merge(self.vae_graph, frozen["vae"])
-        return to_uint8(model.decode(model.denormalise(latent_Bthwc), num_frames))
+        decode = lambda z: to_uint8(model.decode(model.denormalise(z), num_frames))
+        sides = (side * self.strides["spatial_stride"] for side in latent_Bthwc.shape[2:4])
+        return places.in_slices(decode, latent_Bthwc, self._clips(num_frames, *sides))
+
+    def _clips(self, num_frames: int, height: int, width: int) -> int | None:
+        """Clips of this size that the VAE takes at a time; a large clip it cuts itself."""
+        slice_pixels = self.config.vae.get("slice_pixels", 0)  # older runs have no such field
+        return max(1, slice_pixels // (num_frames * height * width)) if slice_pixels else None
 
     def encode_text(self, frozen, ids_BL, mask_BL):
-        """Text features [B, L, E]."""
+        """Text features [B, L, E], float32."""
         return nnx.merge(self._text[0], frozen["text"])(ids_BL, mask_BL)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -154,8 +214,8 @@ class Encoders:
         """What the model is told of the patches of clips of one size.
 
         Returns:
-            A dict: `position` [B, S, 2], `length` [B], and `real` [B, 1, S, P], which is 1 where a
-            patch holds a cell of the latent and 0 in padding.
+            A dict of NumPy arrays: `position` [B, S, 2], `length` [B], and `real` [B, 1, S, P],
+            which is 1 where a patch holds a cell of the latent and 0 in padding.
         """
         rows, columns = layers.patch_grid(latent_height, latent_width, self.patch)
         if self.switches.bfloat16_sizes:
@@ -163,10 +223,10 @@ class Encoders:
         budget = self.budget(latent_height, latent_width)
         position_S2 = layers.patch_positions(rows, columns, pixel_size, self.position_size, budget)
         ones = np.ones((1, 1, latent_height, latent_width, self.latent_channels), np.float32)
-        repeat = lambda x: jnp.repeat(jnp.asarray(x), clips, axis=0)
+        repeat = lambda x: np.repeat(x, clips, axis=0)
         return {
             "position": repeat(position_S2[None]),
-            "length": jnp.full(clips, rows * columns, jnp.int32),
+            "length": np.full(clips, rows * columns, np.int32),
             "real": repeat(self.to_tokens(ones)),
         }
 

@@ -13,11 +13,6 @@ import math
 from vidgen.models import vae_spatial
 
 
-def training(task, bucket) -> float:
-    """Of one training step: the backward pass costs twice the forward one."""
-    return 3 * bucket.batch_size * task.forward_flops(bucket)
-
-
 def stdit_forward_flops(
     *,
     latent_frames: int,

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidgen.models import compat as compat_lib
-from vidgen.models import vae_spatial, vae_temporal
+from vidgen.models import places, vae_spatial, vae_temporal
 
+_TEMPORAL_PIXELS = 16  # the temporal part keeps a 64th of the places, and more of its channels
 SHIFT = (-0.10, 0.34, 0.27, 0.98)  # mean and deviation of the published model's latents
 SCALE = (3.85, 2.32, 2.33, 3.06)
 
@@ -73,10 +74,16 @@ def split_moments(moments):
 
 
 def sample(mean, logvar, key):
-    """Draws from a Gaussian posterior; returns its mean when `key` is None."""
+    """Draws from a Gaussian posterior; returns its mean when `key` is None.
+
+    An array of keys, one for each row of the first axis, makes the draw of a row its own: it does
+    not depend on the rows beside it.
+    """
     if key is None:
         return mean
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+    draw = lambda key, shape: jax.random.normal(key, shape, mean.dtype)
+    noise = jax.vmap(lambda k: draw(k, mean.shape[1:]))(key) if key.ndim else draw(key, mean.shape)
+    return mean + jnp.exp(0.5 * logvar) * noise
 
 
 class VideoVAE(nnx.Module):
@@ -89,8 +96,9 @@ class VideoVAE(nnx.Module):
         scaling_factor: Factor on the image autoencoder's latents.
         shift: Mean of each latent channel.
         scale: Deviation of each latent channel.
-        micro_batch: Frames in the image autoencoder, and chunks in the temporal one, at a time.
-            Bounds memory; None takes all at once.
+        slice_pixels: Pixels of a clip that each device takes through the image autoencoder at a
+            time, and, of the smaller latents, 16 times as many through the temporal one; a frame or
+            a chunk at least. Bounds memory; None takes all at once.
         init_gain: Factor on PyTorch's default initial kernels. sqrt(6), He's variance, lets small
             models leave the plateau of gray blobs: 22.8 dB instead of 18.9 after 300 updates.
         dtype: Compute type; parameters, norm statistics and results are float32.
@@ -106,7 +114,7 @@ class VideoVAE(nnx.Module):
         scaling_factor: float = 0.18215,
         shift=SHIFT,
         scale=SCALE,
-        micro_batch: int | None = None,
+        slice_pixels: int | None = None,
         init_gain: float = 1.0,
         dtype=jnp.float32,
         compat: str = "",
@@ -128,7 +136,7 @@ class VideoVAE(nnx.Module):
         self.shift = nnx.Param(jnp.asarray(shift, jnp.float32))
         self.scale = nnx.Param(jnp.asarray(scale, jnp.float32))
         self.scaling_factor = scaling_factor
-        self.chunk_frames, self.micro_batch = chunk_frames, micro_batch
+        self.chunk_frames, self.slice_pixels = chunk_frames, slice_pixels
 
     @property
     def spatial_stride(self) -> int:
@@ -165,21 +173,23 @@ class VideoVAE(nnx.Module):
         """Scaled spatial latents [B, T, h, w, c]: a draw with `key`, the mean without."""
         batch, frames = video_BTHWC.shape[:2]
         image_NHWC = video_BTHWC.reshape(-1, *video_BTHWC.shape[2:])
-        moments = _in_slices(self.spatial.moments, image_NHWC, self.micro_batch)
-        z_Nhwc = sample(*split_moments(moments), key) * self.scaling_factor
-        return z_Nhwc.reshape(batch, frames, *z_Nhwc.shape[1:])
+        rows = self._rows(image_NHWC.shape[1] * image_NHWC.shape[2])
+        moments = places.in_slices(self.spatial.moments, image_NHWC, rows)
+        moments = moments.reshape(batch, frames, *moments.shape[1:])
+        return sample(*split_moments(moments), key) * self.scaling_factor
 
     def decode_spatial(self, x_BThwc):
         """Clip [B, T, H, W, C] of scaled spatial latents."""
         batch, frames = x_BThwc.shape[:2]
         z_Nhwc = x_BThwc.reshape(-1, *x_BThwc.shape[2:]) / self.scaling_factor
-        image_NHWC = _in_slices(self.spatial.decode, z_Nhwc, self.micro_batch)
+        rows = self._rows(z_Nhwc.shape[1] * z_Nhwc.shape[2] * self.spatial_stride**2)
+        image_NHWC = places.in_slices(self.spatial.decode, z_Nhwc, rows)
         return image_NHWC.reshape(batch, frames, *image_NHWC.shape[1:])
 
     def encode_temporal(self, x_BThwc):
         """Returns (mean_Bthwc, logvar_Bthwc) of scaled spatial latents, chunk by chunk."""
         moments = self._by_chunk(
-            self.temporal.moments, x_BThwc, self.chunk_frames or x_BThwc.shape[1]
+            self.temporal.moments, x_BThwc, self.chunk_frames or x_BThwc.shape[1], 1
         )
         return split_moments(moments)
 
@@ -196,33 +206,31 @@ class VideoVAE(nnx.Module):
         full = min(chunk_frames, num_frames)
         decode = lambda z: self.temporal.decode(z, full)
         decode_rest = lambda z: self.temporal.decode(z, num_frames % chunk_frames)
-        return self._by_chunk(decode, z_Bthwc, -(-chunk_frames // self.time_stride), decode_rest)
+        stride = self.time_stride
+        return self._by_chunk(decode, z_Bthwc, -(-chunk_frames // stride), stride, decode_rest)
 
-    def _by_chunk(self, f, x, size, f_rest=None):
+    def _by_chunk(self, f, x, size, stride, f_rest=None):
         """Applies `f` to pieces of `size` frames, `f_rest` to a shorter last one, and joins them.
 
-        Whole chunks do not see each other, so they share one call as rows of the batch.
+        Whole chunks do not see each other, so they share one call as rows of the batch. A frame of
+        `x` stands for `stride` frames of the clip.
         """
         batch, whole = x.shape[0], x.shape[1] // size
+        frame_pixels = x.shape[2] * x.shape[3] * self.spatial_stride**2
+        rows = self._rows(size * stride * frame_pixels // _TEMPORAL_PIXELS)
         parts = []
         if whole:
             chunks = x[:, : whole * size].reshape(batch * whole, size, *x.shape[2:])
-            out = _in_slices(f, chunks, self.micro_batch)
+            out = places.in_slices(f, chunks, rows)
             parts.append(out.reshape(batch, -1, *out.shape[2:]))
         if x.shape[1] % size:
-            parts.append(_in_slices(f_rest or f, x[:, whole * size :], self.micro_batch))
+            parts.append(places.in_slices(f_rest or f, x[:, whole * size :], rows))
         return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _rows(self, pixels: int) -> int | None:
+        """How many rows of so many pixels are taken at a time."""
+        return self.slice_pixels and max(1, self.slice_pixels // max(1, pixels))
 
     def _wide(self, value, z):
         value = value[...].astype(self.statistics_dtype).astype(jnp.float32)
         return value.reshape((1,) * (z.ndim - 1) + (-1,))
-
-
-def _in_slices(f, x, size):
-    """f(x) for an `f` without ties between rows, `size` rows at a time."""
-    if size is None or x.shape[0] <= size:
-        return f(x)
-    whole = x.shape[0] // size * size
-    out = jax.lax.map(f, x[:whole].reshape(-1, size, *x.shape[1:]))
-    out = out.reshape(whole, *out.shape[2:])
-    return jnp.concatenate([out, f(x[whole:])]) if whole < x.shape[0] else out

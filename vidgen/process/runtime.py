@@ -242,7 +242,7 @@ def end_on_error() -> None:
             code = error.code if isinstance(error.code, int) else EXIT_ERROR
         else:
             code = getattr(error, "exit_code", EXIT_ERROR)
-            if code in (EXIT_CONFIG, EXIT_STORAGE):  # the message says it all
+            if code in (EXIT_CONFIG, EXIT_STORAGE, EXIT_NUMBERS):  # the message says it all
                 _say(f"{kind.__name__}: {error}")
             else:
                 _say("".join(traceback.format_exception(kind, error, trace)))

@@ -4,12 +4,16 @@ A task offers
     kinds: the kinds of data sets that it can learn from;
     loader_settings: arguments of the loader that follow from the models;
     init(key) -> params, the tree that is trained;
-    load_frozen() -> frozen, the trees that are only used (VAE, text encoder);
-    prepare(frozen, batch, bucket, key) -> the batch as the loss takes it, by a small program a
-    shape;
-    loss(params, frozen, batch, key) -> (scalar, metrics);
-    tokens(batch) -> how many tokens (text-to-video) or pixels (VAE) a prepared batch holds;
-    forward_flops(bucket) -> floating-point operations of the loss for one clip;
+    load_frozen(mesh, kind) -> frozen, the trees that are only used (VAE, text encoder), where they
+    are used; what data of this kind have in them already is left out;
+    frozen_shapes(mesh, kind) -> the same as shapes and places;
+    collate(batch, bucket) -> a batch of the loader as `prepare` takes it, still NumPy;
+    prepare(frozen, batch, bucket, key) -> the batch as the loss takes it, cut along its clips, by a
+    small program: one a (resolution, frames) for latents, one a size for videos;
+    loss(params, frozen, batch, key) -> (scalar, metrics), means over clips whose random numbers are
+    their own: functions of (key, `batch["slot"]`);
+    tokens(bucket) -> how many tokens (text-to-video) or pixels (VAE) a clip has, without padding;
+    forward_flops(bucket, padded=False) -> floating-point operations of the loss for one clip;
     example_batch(bucket, rng) -> a random batch as the loader gives it;
     preview(params, frozen, batch) -> {name: uint8 videos BTHWC}.
 The loop knows no other word about models.

@@ -22,17 +22,21 @@ class Autoencoder:
         self.weights, self.image_frames = config.vae.loss.to_dict(), config.vae.image_frames
         self.loader_settings = {"tokenize": None, "text_tokens": config.text.max_tokens}
 
-    def load_frozen(self):
+    def frozen_shapes(self, mesh=None, kind="video"):
         return {}
 
+    load_frozen = frozen_shapes
+
+    def collate(self, batch, bucket):
+        return {name: batch[name] for name in ("video", "slot")}
+
     def prepare(self, frozen, batch, bucket, key):
-        return {"video": batch["video"]}
+        return batch
 
-    def tokens(self, batch):
-        clips, frames, height, width, _ = batch["video"].shape
-        return clips * frames * height * width
+    def tokens(self, bucket):
+        return bucket.num_frames * bucket.height * bucket.width
 
-    def forward_flops(self, bucket):
+    def forward_flops(self, bucket, padded=False):
         """Of both parts; the image autoencoder also encodes, without learning, every frame."""
         model, size = self.config.vae.model.to_dict(), (bucket.height, bucket.width)
         chosen = min(self.image_frames, bucket.num_frames)
@@ -45,7 +49,8 @@ class Autoencoder:
 
     def example_batch(self, bucket, rng):
         shape = bucket.batch_size, bucket.num_frames, bucket.height, bucket.width, 3
-        return {"video": rng.integers(0, 256, shape, np.uint8)}
+        video_BTHWC = rng.integers(0, 256, shape, np.uint8)
+        return {"video": video_BTHWC, "slot": np.arange(bucket.batch_size, dtype=np.int32)}
 
     def loss(self, params, frozen, batch, key):
         """The two parts learn side by side, which is quicker than through each other.
@@ -56,6 +61,7 @@ class Autoencoder:
         """
         model, weight = nnx.merge(self.graph, params), self.weights
         video_BTHWC = encoders.from_uint8(batch["video"])
+        key = jax.random.fold_in(key, batch["slot"][0])  # of this part of the batch
         pick_key, image_key, chain_key, latent_key = jax.random.split(key, 4)
 
         clips, frames = video_BTHWC.shape[:2]

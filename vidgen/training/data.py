@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vidgen.training import sharding
+from vidgen.models.places import BATCH_AXES
 
 Placed = TypeVar("Placed")
 
@@ -82,11 +82,11 @@ def _raiser(error: Exception) -> Callable[[], Any]:
 
 
 def _placement(batch_size: int, mesh: Mesh) -> NamedSharding:
-    axes = sharding.BATCH_AXES
+    axes = BATCH_AXES
     while batch_size % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
-    if axes != sharding.BATCH_AXES:
-        devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    if axes != BATCH_AXES:
+        devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         if jax.process_count() > 1:
             raise ValueError(
                 f"a batch of {batch_size} cannot be divided among {devices} devices: make the "

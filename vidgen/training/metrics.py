@@ -80,7 +80,7 @@ class Logger:
         tokens: float = 0,
         samples: float = 0,
         flops: float = 0,
-        label: Any = None,
+        labels: Sequence[str] = (),
     ) -> None:
         """Reports a step whose program was just started. Waits only for the step before it.
 
@@ -90,15 +90,15 @@ class Logger:
             tokens: Tokens in the batch.
             samples: Clips in the batch.
             flops: Floating-point operations that the model needs for the batch.
-            label: What the shapes depend on, such as a bucket. The first step with a label compiles
+            labels: What the shapes depend on, such as buckets. The first step with a label compiles
                 a program, and does not count for the throughput.
         """
         if not self._active:
             return
-        clean = self._rates.started(label)
+        clean = self._rates.started(labels)
         self._flush(clean)
         work = {"tokens": tokens, "samples": samples, "flops": flops}
-        self._pending = (step, metrics, {"label": label, **work})
+        self._pending = (step, metrics, {"labels": labels, **work})
 
     def video(
         self, step: int, name: str, video: np.ndarray | Sequence[np.ndarray], fps: float = 8.0
@@ -158,10 +158,9 @@ class Logger:
         values = {name: np.asarray(x).tolist() for name, x in jax.device_get(dict(metrics)).items()}
         self._rates.finished(info, clean)
         values |= self._rates.summary()
-        label = info["label"]
         line = {"step": step, "time": round(time.time(), 3), **_valid_json(values)}
-        if label is not None:
-            line["label"] = str(getattr(label, "name", label))
+        if info["labels"]:
+            line["label"] = "+".join(info["labels"])
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         scalars = {name: x for name, x in values.items() if isinstance(x, int | float)}
@@ -178,10 +177,10 @@ class Rates:
         self._last: float | None = None  # when the step before ended
         self._recent: collections.deque[tuple[float, dict]] = collections.deque(maxlen=RECENT)
 
-    def started(self, label: Any) -> bool:
+    def started(self, labels: Sequence[str]) -> bool:
         """Notes a started step; False if the time until now went into compiling it."""
-        known = label in self._seen
-        self._seen.add(label)
+        known = self._seen.issuperset(labels) and bool(self._seen or not labels)
+        self._seen.update(labels or ("",))
         return known
 
     def finished(self, work: Mapping[str, Any], clean: bool, now: float | None = None) -> None:

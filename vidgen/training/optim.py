@@ -1,7 +1,6 @@
-"""From config to optimizer: schedule, clipping, AdamW, frozen parameters, gradient accumulation."""
+"""From config to optimizer: schedule, clipping, AdamW, frozen parameters."""
 
 import re
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +53,19 @@ def schedule(
         return lr * warm * (end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
 
     return rate
+
+
+def config_schedule(config):
+    """The learning rate of a config, as a function of the update's number."""
+    compat = config.get("compat", "")  # configs of older runs have no such field
+    return schedule(config.num_steps, compat=compat, **config.schedule.to_dict())
+
+
+def rate(config, opt_state):
+    """The learning rate that the next update takes; refused updates do not count."""
+    is_schedule = lambda path, _: getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+    count = optax.tree_utils.tree_get(opt_state, "count", filtering=is_schedule)
+    return config_schedule(config)(count)
 
 
 def _one_cycle(lr, lr_start, lr_peak, warmup_steps, cooldown_steps, anneal, swap):
@@ -134,66 +146,3 @@ def global_norm(tree, freeze):
     return optax.global_norm(
         [x for path, x in jax.tree.leaves_with_path(tree) if not is_frozen(path)]
     )
-
-
-def check_batches(table: Mapping[str, Mapping[int, tuple]], microbatches: int) -> None:
-    """Refuses batches that do not divide into microbatches.
-
-    Args:
-        table: The buckets, {resolution: {frames: (keep, batch_size)}}.
-        microbatches: Into how many slices each batch is cut.
-
-    Raises:
-        ValueError: Lists all that do not divide.
-    """
-    if microbatches < 1:
-        raise ValueError(f"microbatches={microbatches}: use 1 or more.")
-    odd = [
-        f"{resolution}.{frames} ({size})"
-        for resolution, entries in table.items()
-        for frames, (_, size) in entries.items()
-        if size and size % microbatches
-    ]
-    if odd:
-        raise ValueError(
-            f"microbatches={microbatches} does not divide the batch sizes of data.buckets "
-            f"{', '.join(odd)}: make each a multiple of {microbatches}."
-        )
-
-
-def accumulate(loss, microbatches: int):
-    """Returns (params, frozen, batch, key) -> (gradients, metrics), over slices of the batch.
-
-    `loss` gives (scalar, metrics). The slices are equal parts of the batch, so the mean of their
-    gradients is that of the batch wherever the loss is a mean over clips.
-    """
-    grad = jax.value_and_grad(loss, has_aux=True)
-    if microbatches == 1:
-
-        def whole(params, frozen, batch, key):
-            (value, metrics), grads = grad(params, frozen, batch, key)
-            return grads, {"loss": value, **metrics}
-
-        return whole
-
-    def sliced(params, frozen, batch, key):
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        keys = jax.random.split(key, microbatches)
-
-        def body(total, part_key):
-            (value, metrics), grads = grad(params, frozen, *part_key)
-            return jax.tree.map(jnp.add, total, (grads, {"loss": value, **metrics})), None
-
-        shapes = jax.eval_shape(
-            lambda: _flat(grad(params, frozen, jax.tree.map(lambda x: x[0], parts), keys[0]))
-        )
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(body, zero, (parts, keys))
-        return jax.tree.map(lambda x: x / microbatches, total)
-
-    return sliced
-
-
-def _flat(result):
-    (value, metrics), grads = result
-    return grads, {"loss": value, **metrics}

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, rules from names to places, and hints inside models."""
+"""Where arrays live: a mesh of devices, and rules from names to places."""
 
 import math
 import re
@@ -9,20 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vidgen.models.places import BATCH_AXES
+
 PyTree = Any
 Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
 
-BATCH_AXES = ("data", "fsdp")  # the batch is cut along both
-
-# What a model may say of an array: the mesh axes of its first dimensions.
-HINTS = {
-    "batch": (BATCH_AXES,),
-    "replicated": (),
-}
-
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh over all devices; `with jax.set_mesh(mesh):` lets `hint` see it.
+    """Returns a mesh over all devices; `with jax.set_mesh(mesh):` lets models see it.
 
     Args:
         shape: Size of each axis by name, such as {"data": -1, "fsdp": 8}; one size may be -1 and
@@ -110,24 +104,6 @@ def batch(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on each device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def hint(x: jax.Array, name: str) -> jax.Array:
-    """Tells the compiler how an array inside a model is best cut; does nothing on one device.
-
-    Args:
-        x: Any array whose first axis is the batch.
-        name: A key of HINTS.
-
-    Raises:
-        ValueError: If there is no such hint.
-    """
-    if name not in HINTS:
-        raise ValueError(f'hint "{name}" is not known: use one of {sorted(HINTS)}.')
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, _fitting(HINTS[name], x.shape, mesh.shape))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

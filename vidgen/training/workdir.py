@@ -22,7 +22,8 @@ def guard(
     config: Mapping[str, Any],
     fingerprint: str | None,
     may_change: Iterable[str] = (),
-) -> dict[str, Any]:
+    contents: Mapping[str, str] = {},
+) -> list[tuple[str, Any, Any]]:
     """Makes a working folder belong to one run, or refuses it.
 
     The first start writes `run.json`; later starts compare with it.
@@ -33,9 +34,11 @@ def guard(
         fingerprint: The loader's, or None for a run without data.
         may_change: Fields that another start may set anew, such as "num_steps"; a name covers the
             fields under it.
+        contents: Fingerprints of what the run only uses, by name; a name that one start has and the
+            other has not is not compared.
 
     Returns:
-        The content of `run.json`.
+        (field, value before, value now) of what was set anew.
 
     Raises:
         RefusedError: If the folder belongs to another run, with each field that differs.
@@ -43,7 +46,8 @@ def guard(
     config = json.loads(json.dumps(getattr(config, "to_dict", lambda: config)(), default=str))
     path = pathlib.Path(workdir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = {"config": config, "fingerprint": fingerprint}
+    run = {"config": config, "fingerprint": fingerprint, "contents": dict(contents)}
+    anew: list[tuple[str, Any, Any]] = []
     if path.exists():
         try:
             there = json.loads(path.read_text())
@@ -54,12 +58,18 @@ def guard(
                 "Restore it, or use another workdir."
             ) from error
         allowed = tuple(may_change)
-        changed = [
-            f"  {name}: {_shown(old, name)} there, {_shown(new, name)} here"
+        differ = [
+            name
             for name in sorted(old.keys() | new.keys())
             if old.get(name, ...) != new.get(name, ...)
             and (name in old or new[name])  # a later version's field, left empty, changes nothing
-            and not any(name == field or name.startswith(field + ".") for field in allowed)
+        ]
+        is_free = lambda name: any(name == f or name.startswith(f + ".") for f in allowed)
+        anew = [(name, old.get(name), new.get(name)) for name in differ if is_free(name)]
+        changed = [
+            f"  {name}: {_shown(old, name)} there, {_shown(new, name)} here"
+            for name in differ
+            if not is_free(name)
         ]
         if changed:
             free = f" Only these may change: {', '.join(allowed)}." if allowed else ""
@@ -73,11 +83,20 @@ def guard(
                 f"there, {fingerprint} here), so its position would mean other clips. Give the "
                 "data set that the run began with, or start a new run in another workdir."
             )
+        before = there.get("contents", {})
+        other = [name for name in contents if before.get(name, contents[name]) != contents[name]]
+        if other:
+            raise RefusedError(
+                f"{workdir} belongs to a run with other weights of {' and '.join(other)}: give "
+                "those that the run began with (where they lie may change), or start a new run in "
+                "another workdir."
+            )
+        run["contents"] = {**before, **contents}
         if there == run:
-            return run
+            return anew
     if jax.process_index() == 0:
         digests.write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
-    return run
+    return anew
 
 
 def _fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

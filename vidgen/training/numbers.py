@@ -1,0 +1,117 @@
+"""Watches the numbers of a run: updates that were refused because they were not finite.
+
+`train_state.apply` refuses them inside the program; here they are told, counted, and ended when
+there are too many. What is read belongs to the update before the last, so that nothing waits.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidgen.training import micro_steps as micro_steps_lib
+
+EXIT_NUMBERS = 79  # runtime.EXIT_NUMBERS
+
+
+class NumbersError(RuntimeError):
+    """The numbers of a run are not finite any more."""
+
+    exit_code = EXIT_NUMBERS
+
+
+class Numbers:
+    """Tells of refused updates, in `events.jsonl` and a line, and ends a run that has only them.
+
+    Every process makes one and calls it alike: all end after the same step.
+
+    Args:
+        workdir: The working folder.
+        limit: How many updates in a row may be refused.
+        clip_ids: Number of a batch -> the ids of its clips.
+        note: Prints a line.
+        close: Called before a run is ended, so that a checkpoint that is being written lands.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        limit: int,
+        clip_ids: Callable[[int], Sequence[str]],
+        note: Callable[[str], None],
+        close: Callable[[], None] = lambda: None,
+    ):
+        if limit < 0:
+            raise ValueError(f"max_refused={limit}: use 0 or more.")
+        self._path = pathlib.Path(workdir) / "events.jsonl"
+        self._limit, self._clip_ids, self._note, self._close = limit, clip_ids, note, close
+        self._in_a_row, self._pending = 0, None
+        self._is_finite = jax.jit(
+            lambda tree: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+        )
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        plan: Sequence[micro_steps_lib.MicroStep],
+    ) -> None:
+        """Takes the metrics of an update that was just started, and reads those before it.
+
+        Raises:
+            NumbersError: If more than `limit` updates in a row were refused.
+        """
+        self.flush()
+        self._pending = step, metrics, plan
+
+    def flush(self) -> None:
+        """Reads the metrics of the last update; see `step`."""
+        if self._pending is None:
+            return
+        (step, metrics, plan), self._pending = self._pending, None
+        if not int(metrics["refused"]):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        buckets = list(dict.fromkeys(m.bucket.name for m in plan))
+        clips = {m.number: list(map(str, self._clip_ids(m.number))) for m in plan}
+        numbers = {k: str(float(metrics[k])) for k in ("loss", "grad_norm", "param_norm", "lr")}
+        if "losses" in metrics:
+            numbers["losses"] = [str(float(x)) for x in metrics["losses"]]
+        event = {"event": "refused", "step": step, "buckets": buckets, **numbers}
+        if jax.process_index() == 0:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(event | {"clips": clips}) + "\n")
+        self._note(
+            f"step {step} was REFUSED, its numbers are not finite: loss {numbers['loss']}, "
+            f"grad_norm {numbers['grad_norm']}, param_norm {numbers['param_norm']}; buckets "
+            f"{', '.join(buckets)}; its clips are in {self._path}."
+        )
+        if self._in_a_row > self._limit:
+            self._close()
+            raise NumbersError(
+                f"{self._in_a_row} updates in a row were refused, up to step {step}, because their "
+                f"numbers are not finite; max_refused={self._limit}. Parameters are still those "
+                f"before the first of them. {self._path} names their buckets and clips: look at "
+                "these, or lower schedule.lr, and start again from the last checkpoint."
+            )
+
+    def check(self, state: Any) -> None:
+        """Comes before a checkpoint.
+
+        Raises:
+            NumbersError: If the state is not finite, so that it must not be saved.
+        """
+        self.flush()
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, np.floating)]
+        if not bool(self._is_finite(floats)):
+            self._close()
+            raise NumbersError(
+                "The state is not finite and is NOT saved: what the run started with is not, by "
+                "start_from or a checkpoint. Start from other weights, in another workdir."
+            )
