@@ -6,7 +6,8 @@
 Uses the VAE, the text encoder and the buckets of the config. Each clip goes to one bucket, by the
 rule of the loader's first epoch, or with --buckets=all to each that it fits, from which the loader
 then draws anew in each epoch. Stopped at any moment and started again, it makes only what is
-missing, and gives the same bytes.
+missing, and gives the same bytes. Clips of one bucket lie together, so that batches are full; all
+devices of the machine share each of them. --config.vae.slice_pixels bounds the memory of the VAE.
 
 Many processes share the work when each is told its number: --process_index and --process_count, or
 VIDGEN_PROCESS and VIDGEN_PROCESSES as for training. They need a common folder, but do not talk:
@@ -35,10 +36,14 @@ from data_pipelines.shards import builder, records
 from vidgen.diffusion import encoders
 from vidgen.process import command_line, runtime
 from vidgen.reporting import decode_check
+from vidgen.training import data, sharding
+from vidgen.weights import tree_files
 
 SHARD_CLIPS = 512
-BATCH_CLIPS = 16  # encoded at once
-_FORMAT = 1  # raise it when equal inputs give other latents
+BATCH_CLIPS = 64  # encoded at once on a device, at most: a power of two
+BATCH_PIXELS = 64 << 20  # of their clips together, unless one has more
+_SPARE = 0.05  # share of the clips of a bucket that may be computed for nothing, to fill a batch
+_FORMAT = 2  # raise it when equal inputs give other latents
 _NOISE_PURPOSE = 21  # of random numbers: samples of latents
 _DECODERS = min(8, os.cpu_count() or 1)  # children, where the config does not say
 
@@ -81,20 +86,23 @@ def encode(
         raise ValueError(f"{source} holds {reader.kind} shards already: give shards of videos.")
     table = buckets.Table(encoders.bucket_table(config), None, config.data.frame_interval)
     assigned = (_assign_all if every_bucket else _assign)(reader, table, config.seed)
+    assigned.sort(key=lambda pair: (_place(pair[1]), pair[0]))  # full batches, from large to small
     if not assigned:
         raise ValueError(
             f"none of the {len(reader)} clips of {source} fits a bucket of the config: a clip "
             "has to be longer than the bucket and have 80% of its resolution's pixels."
         )
-    frozen = models.load()
-    key = _key(config, reader, frozen, every_bucket, sampled)
+    mesh = sharding.make_mesh({"data": -1})
+    frozen = models.load(mesh)
+    key = _key(config, reader, models, frozen, every_bucket, sampled)
     if meta := builder.finished(out, key):
         return meta
     num_shards = -(-len(assigned) // SHARD_CLIPS)
     mine = range(process_index, num_shards, process_count)
     bad_list = f"{os.path.abspath(out)}.bad-{process_index}.jsonl"
     bad = reads.BadRecords(len(reader), config.data.bad_limit, source, bad_list)
-    with builder.quicker(out, key), _Clips(config, reader, models, frozen, bad, sampled) as clips:
+    clips = _Clips(config, reader, models, frozen, mesh, bad, sampled)
+    with builder.quicker(out, key), clips:
         work = builder.start(out, "latent", num_shards, key=key)
         todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
         progress = {"total": len(mine), "initial": len(mine) - len(todo)}
@@ -135,39 +143,87 @@ def _sizes(reader):
     return zip(*facts, strict=True)
 
 
-def _key(config, reader, frozen, every_bucket, sampled) -> str:
-    """Names everything that the latents depend on."""
+def _place(bucket: buckets.Bucket) -> tuple:
+    """Buckets in one order: those that take most memory first, so that too much shows at once."""
+    return -_pixels(bucket), bucket.name
+
+
+def _pixels(bucket: buckets.Bucket) -> int:
+    return bucket.num_frames * bucket.height * bucket.width
+
+
+def _key(config, reader, models, frozen, every_bucket, sampled) -> str:
+    """Names everything that the latents depend on, and nothing else."""
+    shares = {
+        resolution: {frames: entry[0] for frames, entry in entries.items()}
+        for resolution, entries in config.data.buckets.to_dict().items()
+    }
     facts = {
         "format": _FORMAT,
         "source": reader.meta["fingerprint"],
-        "config": {name: config[name].to_dict() for name in ("vae", "text")},
-        "data": {name: config.data[name] for name in ("frame_interval",)},
-        "buckets": config.data.buckets.to_dict(),
+        "weights": {name: tree_files.fingerprint(tree) for name, tree in frozen.items()},
+        "vae": config.vae.model.to_dict(),
+        "text": {} if config.text.folder else config.text.model.to_dict(),
+        "tokenizer": getattr(models.tokenize, "fingerprint", None),
+        "max_tokens": config.text.max_tokens,
+        "dtype": encoders.compute_dtype(config),
+        "compat": config.get("compat", ""),
+        "frame_interval": config.data.frame_interval,
+        "buckets": shares,
         "seed": config.seed,
-        "weights": [hashlib.sha256(np.asarray(x)).hexdigest() for x in jax.tree.leaves(frozen)],
         "every_bucket": every_bucket,
         "sampled": sampled,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _make_encode_batch(models, frozen):
+def plan_batches(clips: int, most: int) -> list[tuple[int, int]]:
+    """Cuts the clips of a bucket into batches: [(clips, size of the batch that computes them)].
+
+    Sizes are powers of two, so that few programs are compiled. A last batch that is not full is
+    filled up where that costs little, and is else cut into smaller ones.
+
+    Args:
+        clips: How many there are.
+        most: The largest size.
+    """
+    batches_, left, size = [], clips, most
+    while left:
+        if left >= size:
+            batches_.append((size, size))
+            left -= size
+        elif size - left <= _SPARE * clips:
+            batches_.append((left, size))
+            left = 0
+        else:
+            size //= 2
+    return batches_
+
+
+def _make_encode_batch(models, frozen, mesh):
     """Returns (video_BTHWC, ids_BL, mask_BL) -> NumPy (mean, std, text features)."""
 
     @jax.jit
-    def run(frozen, video_BTHWC, ids_BL, mask_BL):
-        mean_Bthwc, std_Bthwc = models.encode_video(frozen, video_BTHWC, None)
-        return mean_Bthwc, std_Bthwc, models.encode_text(frozen, ids_BL, mask_BL)
+    def run(frozen, batch):
+        mean_Bthwc, std_Bthwc = models.encode_video(frozen, batch["video"])
+        return mean_Bthwc, std_Bthwc, models.encode_text(frozen, batch["ids"], batch["mask"])
 
-    return lambda *arrays: jax.device_get(run(frozen, *arrays))
+    def encode_batch(video_BTHWC, ids_BL, mask_BL):
+        batch = {"video": video_BTHWC, "ids": ids_BL, "mask": mask_BL}
+        with jax.set_mesh(mesh):
+            return jax.device_get(run(frozen, data.to_global(batch, mesh)))
+
+    return encode_batch
 
 
 class _Clips(contextlib.AbstractContextManager):
     """Encodes clips by their rows; children decode the next batch."""
 
-    def __init__(self, config, reader, models, frozen, bad: reads.BadRecords, sampled: bool):
+    def __init__(self, config, reader, models, frozen, mesh, bad: reads.BadRecords, sampled: bool):
         self.config, self.reader, self.tokenize = config, reader, models.tokenize
-        self.encode_batch, self.bad, self.sampled = _make_encode_batch(models, frozen), bad, sampled
+        self.encode_batch = _make_encode_batch(models, frozen, mesh)
+        self.bad, self.sampled, self.devices = bad, sampled, mesh.size
+        self.computed = 0  # clips, those included that fill up a batch
         self.reads = reads.Reads(reader, config.data.deadline_seconds, bad)
         num_decoders = config.data.workers or _DECODERS
         self.threads = concurrent.futures.ThreadPoolExecutor(num_decoders)
@@ -182,22 +238,22 @@ class _Clips(contextlib.AbstractContextManager):
         by_bucket = collections.defaultdict(list)
         for row, bucket in part:
             by_bucket[bucket].append(row)
-        todo = [
-            (bucket, rows[start : start + BATCH_CLIPS])
-            for bucket, rows in by_bucket.items()
-            for start in range(0, len(rows), BATCH_CLIPS)
-        ]
+        todo = []
+        for bucket, rows in by_bucket.items():
+            for count, size in plan_batches(len(rows), self._most(bucket)):
+                todo.append((bucket, rows[:count], size))
+                rows = rows[count:]
         made: dict = {}
         read = lambda bucket, rows: [self.threads.submit(self._read, row, bucket) for row in rows]
-        ahead = read(*todo[0])
-        for i, (bucket, rows) in enumerate(todo):
+        ahead = read(*todo[0][:2])
+        for i, (bucket, rows, size) in enumerate(todo):
             clips = [future.result() for future in ahead]
-            ahead = read(*todo[i + 1]) if i + 1 < len(todo) else []
+            ahead = read(*todo[i + 1][:2]) if i + 1 < len(todo) else []
             if runtime.should_stop():
                 raise SystemExit(runtime.EXIT_PREEMPTED)
             found = [(row, clip) for row, clip in zip(rows, clips, strict=True) if clip]
             if found:
-                made |= self._encode_batch(bucket, found)
+                made |= self._encode_batch(bucket, found, size)
         for pair in part:
             if pair in made:
                 yield made[pair]
@@ -212,8 +268,14 @@ class _Clips(contextlib.AbstractContextManager):
             self.bad.add(row, str(error))
             return None
 
-    def _encode_batch(self, bucket, found) -> dict[tuple, dict]:
-        padded = found + found[-1:] * (BATCH_CLIPS - len(found))  # one shape, one program
+    def _most(self, bucket) -> int:
+        """How many clips of a bucket are encoded at once."""
+        fitting = max(1, min(BATCH_CLIPS, BATCH_PIXELS // _pixels(bucket)))
+        return self.devices * (1 << fitting.bit_length() - 1)
+
+    def _encode_batch(self, bucket, found, size) -> dict[tuple, dict]:
+        padded = found + found[-1:] * (size - len(found))  # few shapes, few programs
+        self.computed += size
         video_BTHWC = np.stack([clip["video"] for _, clip in padded])
         ids_BL, mask_BL = self.tokenize([clip["text"] for _, clip in padded])
         mean_Bthwc, std_Bthwc, text_BLE = self.encode_batch(video_BTHWC, ids_BL, mask_BL)
