@@ -175,21 +175,40 @@ def test_half_a_description_of_the_processes_is_refused(monkeypatch):
         runtime.start()
 
 
-def test_compiled_programs_are_kept_in_a_private_folder(tmp_path):
-    code = f"""
-    import jax
-    from vidgen.process import runtime
-    runtime.compile_cache("{tmp_path}/cache")
-    print(jax.jit(lambda x: x * 2 + 1)(3.0))
-    """
-    process = spawn(code)
-    assert "7.0" in process.communicate(timeout=30)[0]
-    assert list((tmp_path / "cache").iterdir())
-    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+PROGRAM = """
+import jax
+from vidgen.process import runtime
+runtime._CACHED_SECONDS = 0.0
+runtime.start(heartbeat_seconds=10)
+print(jax.jit(lambda x: x * 2 + 1)(3.0))
+"""
+
+
+def test_compiled_programs_are_kept_in_a_private_folder(tmp_path, monkeypatch):
+    home = {"XDG_CACHE_HOME": str(tmp_path), "VIDGEN_COMPILE_CACHE": ""}
+    out, err = spawn(PROGRAM, **home).communicate(timeout=60)
+    assert "7.0" in out, err
+    folder = tmp_path / "vidgen" / "programs"
+    assert list(folder.iterdir()) and folder.stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(ValueError, match="can be written by other users"):
         runtime.compile_cache(tmp_path / "open")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made .*or `off`"):
+        runtime.compile_cache(tmp_path / "file" / "below")
+
+
+def test_two_processes_share_a_cache_and_mind_no_entry_cut_short(tmp_path):
+    cache = {"VIDGEN_COMPILE_CACHE": str(tmp_path / "cache")}
+    for _ in range(2):
+        for process in spawn_two(PROGRAM, **cache):
+            out, err = process.communicate(timeout=60)
+            assert "7.0" in out, err
+        entries = [path for path in (tmp_path / "cache").iterdir() if path.stat().st_size]
+        assert entries
+        for path in entries:
+            path.write_bytes(path.read_bytes()[:-9])
 
 
 def test_the_devices_are_told_in_one_line():

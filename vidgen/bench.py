@@ -113,6 +113,7 @@ def define_flags() -> None:
 
 def main(argv) -> None:
     del argv
+    runtime.compile_cache()
     config = flags.FLAGS.config
     print(runtime.describe())
     rows = []

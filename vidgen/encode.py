@@ -323,6 +323,7 @@ def main(argv) -> None:
     del argv
     runtime.end_on_error()
     runtime.take_signals()
+    runtime.compile_cache()
     values = flags.FLAGS
     with runtime.refusing():
         meta = encode(

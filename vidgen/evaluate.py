@@ -28,7 +28,7 @@ from absl import flags
 from data_pipelines.embedded import drawing, judge, vocabulary
 from data_pipelines.shards import records
 from vidgen import sample
-from vidgen.process import command_line, machine
+from vidgen.process import command_line, machine, runtime
 from vidgen.reporting import contact_sheet
 from vidgen.tasks import runs
 from vidgen.weights import digests
@@ -331,6 +331,7 @@ def main(argv):
     names = ("videos", "raw_videos", "shown", "step", "vae", "height", "width", "num_frames")
     names += ("fps", "steps", "guidance", "seed", "batch_size")
     with runs.refusing("evaluate"):
+        runtime.compile_cache()
         if argv[1:]:
             raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag.")
         evaluation = Evaluation(values.workdir, **{name: values[name].value for name in names})

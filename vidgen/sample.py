@@ -20,7 +20,7 @@ from absl import flags
 
 from data_pipelines.media import encoding
 from vidgen.diffusion import generate
-from vidgen.process import command_line
+from vidgen.process import command_line, runtime
 from vidgen.tasks import runs
 from vidgen.weights import digests
 
@@ -145,6 +145,7 @@ def main(argv):
     names = ("step", "weights", "vae", "height", "width", "num_frames", "fps", "steps")
     names += ("guidance", "seed", "samples", "batch_size")
     with runs.refusing("sample"):
+        runtime.compile_cache()
         if argv[1:]:
             raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag: quote prompts.")
         prompts = read_prompts(values.prompt, values.prompt_file)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidgen.models import attention, layers
+from vidgen.models import attention, layers, places
 from vidgen.models import compat as compat_lib
 
 _ZERO = nnx.initializers.zeros_init()
@@ -277,11 +277,11 @@ class STDiT(nnx.Module):
         """
         tokens_BtSP, text_BLE = tokens_BtSP.astype(self.dtype), text_BLE.astype(self.dtype)
         embed = lambda x_B: layers.sinusoid(x_B.astype(self.time_dtype)).astype(self.dtype)
-        fps_BD = self.fps_embedder(embed(fps_B))
+        fps_BD = places.as_batch(self.fps_embedder(embed(fps_B)))
 
         def embed_time(t_B):
-            t_BD = self.t_embedder(embed(1000.0 * t_B)) + fps_BD
-            six = self.t_block(jax.nn.silu(t_BD))
+            t_BD = places.as_batch(self.t_embedder(embed(1000.0 * t_B)) + fps_BD)
+            six = places.as_batch(self.t_block(jax.nn.silu(t_BD)))
             return t_BD, einops.rearrange(six, "b (six d) -> b 1 six d", six=6)
 
         t_BD, cond_Bt6D = embed_time(t_B)
@@ -290,8 +290,8 @@ class STDiT(nnx.Module):
             t0_BD, cond0_B16D = embed_time(jnp.zeros_like(t_B))
             cond_Bt6D = jnp.where(mask_Bt[:, :, None, None], cond_Bt6D, cond0_B16D)
 
-        text_BLD = self.y_embedder(text_BLE, drop_text_B)
-        x_BtSD = self.x_embedder(tokens_BtSP)
+        text_BLD = places.as_batch(self.y_embedder(text_BLE, drop_text_B))
+        x_BtSD = places.as_batch(self.x_embedder(tokens_BtSP))
         position_BSD = layers.position_embedding(
             position_BS2, x_BtSD.shape[-1], self.position_dtype
         )
@@ -322,7 +322,7 @@ class STDiT(nnx.Module):
 
         def pair(x_BtSD, blocks):
             spatial, temporal = blocks
-            return run(temporal, run(spatial, x_BtSD)), None
+            return places.as_batch(run(temporal, run(spatial, x_BtSD))), None
 
         scan = functools.partial(jax.lax.scan, pair, unroll=self.unroll)
         return scan(x_BtSD, (self.spatial_blocks, self.temporal_blocks))[0]

@@ -36,6 +36,10 @@ EXIT_CONFIG = 80  # config, data or workdir refused: starting again will not hel
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 NATIVE_GRACE_SECONDS = 3.0  # a stack dump that cannot get Python's lock comes this much later
 
+_CACHED_SECONDS = 0.2  # programs that compile sooner are not worth a file
+# Where a process finds a program in its cache, the others would wait for its share of the tuning.
+_ALONE = "--xla_gpu_shard_autotuning=false"
+
 _stop = threading.Event()
 
 
@@ -68,7 +72,10 @@ def start(
     place = os.environ.get("VIDGEN_PROCESS") if index is None else str(index)
     if count != "auto" and not (count.isdecimal() and int(count) > 0):
         raise ValueError(f'VIDGEN_PROCESSES={count}: give a number, or "auto".')
+    compile_cache()
     if count == "auto" or int(count) > 1:
+        if "xla_gpu_shard_autotuning" not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ALONE}".strip()
         known = {}
         if count != "auto":
             if not coordinator or place is None or not 0 <= int(place) < int(count):
@@ -263,22 +270,41 @@ def end_on_error() -> None:
     threading.excepthook = end_from_thread
 
 
-def compile_cache(folder: str | os.PathLike) -> None:
-    """Keeps compiled programs in a folder, so that the next start need not compile.
+def compile_cache(folder: str | os.PathLike | None = None) -> None:
+    """Keeps compiled programs in a folder on this machine, so that the next start need not compile.
+
+    Several processes may share it. An entry that was cut short by a kill is found by its
+    compression, and its program is compiled again.
+
+    Args:
+        folder: By default VIDGEN_COMPILE_CACHE, where "off" is none, or `vidgen/programs` in the
+            user's cache folder. A JAX_COMPILATION_CACHE_DIR of the environment is left as it is.
 
     Raises:
         ValueError: If others may write there: a cached program is code that will run.
     """
-    path = pathlib.Path(folder).expanduser().absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.stat()
+    asked = folder or os.environ.get("VIDGEN_COMPILE_CACHE")
+    if asked == "off" or (not folder and "JAX_COMPILATION_CACHE_DIR" in os.environ):
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = pathlib.Path(asked or f"{home}/vidgen/programs").expanduser().absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        if asked:
+            raise ValueError(
+                f"The compile cache {path} cannot be made ({error.strerror}): give a folder of "
+                "your own in VIDGEN_COMPILE_CACHE, or `off`."
+            ) from error
+        return  # a home that is read-only is no reason to stop
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError(
             f"The compile cache {path} can be written by other users, and holds code that would "
-            f"run here: `chmod go-w {path}`, or give a folder of your own."
+            f"run here: `chmod go-w {path}`, or give a folder of your own in VIDGEN_COMPILE_CACHE."
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHED_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
