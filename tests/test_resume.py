@@ -102,6 +102,20 @@ class Consumed:
         return first + len(taken)
 
 
+def test_updates_of_several_buckets_go_on_where_they_were_killed(latents, vae, root):
+    more = ["--config.accumulate.batches=2", "--config.accumulate.weighting=token"]
+    whole = toy.text_to_video(latents, root / "mixed", vae, *more)
+    toy.run(whole)
+    labels = {line["label"] for line in toy.lines(root / "mixed" / "metrics.jsonl")}
+    assert any("+" in label for label in labels)  # images and videos in one update
+    workdir = root / "mixed-killed"
+    command = toy.text_to_video(latents, workdir, vae, *more)
+    code, err = toy.kill(toy.start(command), lambda: len(toy.saved_steps(workdir)) > 0)
+    assert code == -signal.SIGKILL, err
+    toy.run(command)
+    toy.assert_same_run(workdir, root / "mixed")
+
+
 @pytest.mark.parametrize("task, stop", [("autoencoder", "SIGTERM"), ("text_to_video", "SIGINT")])
 def test_a_stop_and_a_kill_leave_no_trace(task, stop, commands, reference, shards, latents, root):
     expected, workdir = reference(task), root / f"{task}-interrupted"

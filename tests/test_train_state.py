@@ -108,6 +108,26 @@ def test_an_update_of_several_buckets_is_the_weighted_mean_of_their_gradients(co
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
 
+def test_sums_of_several_buckets_are_the_same_on_eight_devices(config, one_device, mesh):
+    _, state, batch, _ = one_device
+    task, tx = tasks.make_task(config), train_state.make_optimizer(config)
+    sums = {}
+    for devices in (1, 8):
+        with jax.set_mesh(mesh if devices == 8 else sharding.make_mesh(devices=jax.devices()[:1])):
+            places = sharding.by_path(jax.eval_shape(lambda: state), config.sharding, mesh)
+            step = train_state.Update(task, tx, config, places if devices == 8 else None)
+            params = jax.device_put(state.params, places.params) if devices == 8 else state.params
+            place = sharding.batch(mesh) if devices == 8 else None
+            total = step.zeros(params, {}, batch)
+            for number, weight in ((0, 0.75), (1, 0.25)):
+                part = {k: jnp.roll(x, number, axis=0) for k, x in batch.items()}
+                part = jax.device_put(part, place)
+                total, _ = step.gradient(params, total, {}, part, number, weight)
+            sums[devices] = jax.device_get(total[0])
+    for x, y in zip(jax.tree.leaves(sums[1]), jax.tree.leaves(sums[8]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)  # float32 sums in another order
+
+
 @pytest.mark.parametrize("where", ["batch", "loss", "rate"])
 def test_what_is_not_finite_changes_nothing_but_the_step(where, config, one_device, monkeypatch):
     update, state, batch, _ = one_device
