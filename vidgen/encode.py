@@ -177,6 +177,12 @@ def _key(config, reader, models, frozen, every_bucket, sampled) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def batch_clips(bucket: buckets.Bucket, devices: int) -> int:
+    """How many clips of a bucket are encoded at once."""
+    fitting = max(1, min(BATCH_CLIPS, BATCH_PIXELS // _pixels(bucket)))
+    return devices * (1 << fitting.bit_length() - 1)
+
+
 def plan_batches(clips: int, most: int) -> list[tuple[int, int]]:
     """Cuts the clips of a bucket into batches: [(clips, size of the batch that computes them)].
 
@@ -240,7 +246,7 @@ class _Clips(contextlib.AbstractContextManager):
             by_bucket[bucket].append(row)
         todo = []
         for bucket, rows in by_bucket.items():
-            for count, size in plan_batches(len(rows), self._most(bucket)):
+            for count, size in plan_batches(len(rows), batch_clips(bucket, self.devices)):
                 todo.append((bucket, rows[:count], size))
                 rows = rows[count:]
         made: dict = {}
@@ -267,11 +273,6 @@ class _Clips(contextlib.AbstractContextManager):
         except ValueError as error:
             self.bad.add(row, str(error))
             return None
-
-    def _most(self, bucket) -> int:
-        """How many clips of a bucket are encoded at once."""
-        fitting = max(1, min(BATCH_CLIPS, BATCH_PIXELS // _pixels(bucket)))
-        return self.devices * (1 << fitting.bit_length() - 1)
 
     def _encode_batch(self, bucket, found, size) -> dict[tuple, dict]:
         padded = found + found[-1:] * (size - len(found))  # few shapes, few programs

@@ -124,7 +124,8 @@ class Encoders:
             return jax.ShapeDtypeStruct(x.shape, dtype if is_cast else x.dtype)
 
         inits = {"vae": self._init_vae, "text": self._text[1]}
-        trees = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()}
+        shape = lambda init: jax.eval_shape(lambda: init(jax.random.key(0)))
+        trees = {name: shape(init) for name, init in inits.items()}
         trees = jax.tree.map_with_path(held, trees)
         if mesh is None:
             return trees

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidgen.models import compat as compat_lib
 
@@ -85,7 +86,7 @@ def shift_ratio(
     Larger and longer clips keep more of their signal at the same t. Latent frames are counted as
     five for each whole 17 frames, and as one below that: the original gives 2 to 16 frames a ratio
     of zero, with which nothing can be drawn. `height`, `width` and `num_frames` are pixel
-    quantities: numbers or arrays [B].
+    quantities: numbers or arrays [B], of NumPy where all are, and then nothing is computed by JAX.
 
     Args:
         base_size: Pixels a side at which one frame has the ratio 1.
@@ -94,11 +95,13 @@ def shift_ratio(
     """
     switches = compat_lib.switches(compat)
     dtype = jnp.bfloat16 if switches.bfloat16_sizes else jnp.float32
-    height, width, num_frames = (jnp.asarray(x, dtype) for x in (height, width, num_frames))
+    sizes = height, width, num_frames
+    xp = jnp if any(isinstance(x, jax.Array) for x in sizes) else np
+    height, width, num_frames = (xp.asarray(x, dtype) for x in sizes)
     latent_frames = num_frames // 17 * 5
-    least = jnp.where(num_frames == 1, 1, 0) if switches.short_clips_unshifted else 1
-    latent_frames = jnp.maximum(latent_frames, jnp.asarray(least, dtype))
-    return jnp.sqrt(height * width / base_size**2) * jnp.sqrt(latent_frames) * scale
+    least = xp.where(num_frames == 1, 1, 0) if switches.short_clips_unshifted else 1
+    latent_frames = xp.maximum(latent_frames, xp.asarray(least, dtype))
+    return xp.sqrt(height * width / base_size**2) * xp.sqrt(latent_frames) * scale
 
 
 def shift_t(t, ratio):
