@@ -85,9 +85,9 @@ def encode(
     if reader.kind != "video":
         raise ValueError(f"{source} holds {reader.kind} shards already: give shards of videos.")
     table = buckets.Table(encoders.bucket_table(config), None, config.data.frame_interval)
-    assigned = (_assign_all if every_bucket else _assign)(reader, table, config.seed)
-    assigned.sort(key=lambda pair: (_place(pair[1]), pair[0]))  # full batches, from large to small
-    if not assigned:
+    known = table.all_buckets()
+    rows_M, numbers_M = _in_batches(*_assign(reader, table, config.seed, every_bucket), known)
+    if not len(rows_M):
         raise ValueError(
             f"none of the {len(reader)} clips of {source} fits a bucket of the config: a clip "
             "has to be longer than the bucket and have 80% of its resolution's pixels."
@@ -97,7 +97,7 @@ def encode(
     key = _key(config, reader, models, frozen, every_bucket, sampled)
     if meta := builder.finished(out, key):
         return meta
-    num_shards = -(-len(assigned) // SHARD_CLIPS)
+    num_shards = -(-len(rows_M) // SHARD_CLIPS)
     mine = range(process_index, num_shards, process_count)
     bad_list = f"{os.path.abspath(out)}.bad-{process_index}.jsonl"
     bad = reads.BadRecords(len(reader), config.data.bad_limit, source, bad_list)
@@ -107,9 +107,11 @@ def encode(
         todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
         progress = {"total": len(mine), "initial": len(mine) - len(todo)}
         for number in tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress):
-            part = assigned[number * SHARD_CLIPS : (number + 1) * SHARD_CLIPS]
-            builder.write_shard(work, "latent", number, num_shards, clips.encode(part))
-    left_out = len(reader) - len({row for row, _ in assigned})
+            part = slice(number * SHARD_CLIPS, (number + 1) * SHARD_CLIPS)
+            placed = [known[i] for i in numbers_M[part]]
+            pairs = list(zip(rows_M[part].tolist(), placed, strict=True))
+            builder.write_shard(work, "latent", number, num_shards, clips.encode(pairs))
+    left_out = len(reader) - len(np.unique(rows_M))
     extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
     if every_bucket:
         extra["buckets"] = "all"
@@ -121,31 +123,26 @@ def encode(
     return None
 
 
-def _assign(reader, table, seed):
-    """[(row, bucket)] of the clips that have one."""
-    both = (
-        (row, table.assign(*fact, row=row, epoch=0, seed=seed))
-        for row, fact in enumerate(_sizes(reader))
-    )
-    return [(row, bucket) for row, bucket in both if bucket is not None]
+def _assign(reader, table, seed, every_bucket):
+    """(rows_M, numbers_M) of each clip's bucket in epoch 0, or of all that it could be given."""
+    facts = [reader.index[name] for name in ("num_frames", "height", "width")]
+    if every_bucket:
+        return table.fitting(*facts)
+    numbers_N = table.assign_all(*facts, np.arange(len(reader)), epoch=0, seed=seed)
+    rows_M = np.flatnonzero(numbers_N >= 0)
+    return rows_M, numbers_N[rows_M]
 
 
-def _assign_all(reader, table, seed):
-    """[(row, bucket)] of every bucket that a clip could be given in some epoch."""
-    return [
-        (row, bucket) for row, fact in enumerate(_sizes(reader)) for bucket in table.fitting(*fact)
-    ]
+def _in_batches(rows_M, numbers_M, known):
+    """Both in the order of the shards: clips of a bucket together, so that batches are full.
 
-
-def _sizes(reader):
-    """(num_frames, height, width) of each clip."""
-    facts = (reader.index[name].tolist() for name in ("num_frames", "height", "width"))
-    return zip(*facts, strict=True)
-
-
-def _place(bucket: buckets.Bucket) -> tuple:
-    """Buckets in one order: those that take most memory first, so that too much shows at once."""
-    return -_pixels(bucket), bucket.name
+    Buckets that take most memory come first: too much of it shows at once.
+    """
+    ranked = sorted(range(len(known)), key=lambda i: (-_pixels(known[i]), known[i].name))
+    rank = np.empty(len(known), np.int64)
+    rank[ranked] = np.arange(len(known))
+    order_M = np.lexsort((rows_M, rank[numbers_M]))
+    return rows_M[order_M], numbers_M[order_M]
 
 
 def _pixels(bucket: buckets.Bucket) -> int:

@@ -149,19 +149,17 @@ def _place(rows: pa.Table, shard_row: np.ndarray, config: Buckets | None) -> dic
     if config is None:
         return None
     table = buckets.Table(config.table, frame_interval=config.frame_interval)
-    facts = [rows[name].to_pylist() for name in ("num_frames", "height", "width")]
-    sizes = list(zip(*facts, strict=True))
-    words = []
-    for row, size in enumerate(tqdm.tqdm(sizes, desc="buckets", unit="clip", mininterval=0.5)):
-        if shard_row[row] < 0 or None in size:
-            words.append(NO_SHARD)
-            continue
-        place = {"row": int(shard_row[row]), "epoch": 0, "seed": config.seed}
-        bucket, reason = table.place(*size, **place)
-        words.append(bucket.name if bucket else reason)
+    facts = [rows[name].fill_null(-1).to_numpy() for name in ("num_frames", "height", "width")]
+    known = (shard_row >= 0) & (np.min(facts, axis=0) >= 0)
+    facts_N = (*(fact[known] for fact in facts), shard_row[known])
+    numbers_N, reasons_N = table.place_all(*facts_N, epoch=0, seed=config.seed)
+    reasons_N = reasons_N - len(buckets.REASONS)  # from the end
+    names = np.array([*(b.name for b in table.all_buckets()), *buckets.REASONS], object)
+    words = np.full(len(rows), NO_SHARD, object)
+    words[known] = names[np.where(numbers_N >= 0, numbers_N, reasons_N)]
     facts = [dataclasses.asdict(b) | {"name": b.name} for b in table.all_buckets()]
     about = {"name": config.name, "seed": config.seed, "frame_interval": config.frame_interval}
-    return {"words": words, "about": about | {"buckets": facts, "random": table.is_random}}
+    return {"words": words.tolist(), "about": about | {"buckets": facts, "random": table.is_random}}
 
 
 def _write_tables(folder: pathlib.Path, rows: pa.Table, data, chosen, note, placed):

@@ -7,6 +7,8 @@ aspect is "height / width" to two places.
 import functools
 from collections.abc import Sequence
 
+import numpy as np
+
 # Pixels that a clip's size is tested against. Not always those of a table entry.
 _PIXELS = {
     "144p": 36_864,
@@ -97,7 +99,21 @@ def closest_aspect(
 ) -> str:
     """Returns the aspect (of these, or of all) nearest to height / width; the first of equals."""
     names = [k for k in sizes(resolution) if aspects is None or k in aspects]
-    return min(names, key=lambda k: abs(height / width - float(k)))
+    return names[closest_aspects(np.array([height]), np.array([width]), names)[0]]
+
+
+def closest_aspects(
+    height_N: np.ndarray, width_N: np.ndarray, aspects: Sequence[str]
+) -> np.ndarray:
+    """Returns the place of each frame's nearest aspect in `aspects`; the first of equals."""
+    ratio_N = height_N / width_N
+    nearest_N = np.zeros(len(ratio_N), np.int8)
+    smallest_N = np.full(len(ratio_N), np.inf)
+    for place, aspect in enumerate(aspects):
+        distance_N = np.abs(ratio_N - float(aspect))
+        nearest_N[distance_N < smallest_N] = place
+        np.minimum(smallest_N, distance_N, out=smallest_N)
+    return nearest_N
 
 
 def image_size(resolution: str, ratio: str) -> tuple[int, int]:
