@@ -1,0 +1,39 @@
+"""The list of programs keeps step with the commands; compiling them is `tests.compile_h100`."""
+
+import jax
+import pytest
+
+from tests import compile_h100, h100_programs
+from vidgen.training import sharding
+
+
+@pytest.fixture(scope="module")
+def models():
+    return h100_programs.Models(1, 8)
+
+
+def test_stage_1_has_26_shapes(models):
+    shapes = list(models.shapes())
+    assert len({(b.resolution, b.num_frames) for b in shapes}) == len(shapes) == 26
+    assert models.bucket("240p", 51).batch_size == 8 * 20
+
+
+@pytest.mark.parametrize("command", h100_programs.COMMANDS)
+def test_programs_take_their_arguments(command, models):
+    mesh = sharding.make_mesh(models.mesh_shape)
+    with jax.set_mesh(mesh):
+        found = h100_programs.COMMANDS[command](models, mesh, models.bucket("144p", 51))
+        lowered = [program.run.lower(*program.arguments) for program in found]
+    assert found and all("module @jit" in program.as_text()[:200] for program in lowered)
+    assert {program.command for program in found} == {command}
+
+
+def test_a_row_shows_what_is_sent_and_why_it_failed():
+    row = compile_h100.Row("train", "update", "240p", 51, 160, [1, 3], 8, 8.0e14)
+    row.collectives, row.peak_bytes = {"all-gather": {"fsdp": 4_840_000_000}}, 61_410_000_000
+    row.attention = {"forward": 6, "backward": 3}
+    shown = compile_h100.line(row)
+    assert all(x in shown for x in ("240p/51", "61.41", "800.0", "6+3", "all-gather(fsdp) 4.84"))
+    row.error = "ValueError: no\nmore"
+    assert compile_h100.line(row).endswith("ValueError: no")
+    assert row.name == "train/update/240p/51x8"
