@@ -189,11 +189,10 @@ class Loader:
         return [str(self.reader.index["id"][row]) for row in self.rows(step)]
 
     def example(self, bucket: bucket_tables.Bucket) -> dict[str, np.ndarray]:
-        """Returns a batch with the shapes and types of a bucket's, and none of its values.
+        """Returns a batch of one clip with the shapes and types of a bucket's, not its values.
 
         Of latents a record is read, because their channels stand in no index.
         """
-        size = bucket.batch_size
         t = transforms.latent_frames(bucket.num_frames, self.time_stride, self.chunk_frames)
         if self.kind == "video":
             shape = bucket.num_frames, bucket.height, bucket.width, 3
@@ -205,7 +204,7 @@ class Loader:
             batch = batches.stack_latents([sample], 1, self.text_tokens, self._memory)
         batch |= {"mask": np.ones((1, t), bool), "drop_text": np.zeros(1, bool)}
         batch |= {"slot": np.zeros(1, np.int32), "row": np.zeros(1, np.int32)}
-        return {name: np.repeat(x, size, axis=0) for name, x in batch.items()}
+        return batch
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Makes this process's part of the batch of a step, here and now, without deadlines."""

@@ -29,7 +29,7 @@ def check(config, task, tx, state, loader) -> None:
     bucket = min(loader.used_buckets(), key=lambda b: b.batch_size * task.tokens(b))
     where = f"bucket {bucket.name} of {loader.reader.folder}"
     try:
-        batch = task.collate(loader.example(bucket), bucket)
+        batch = task.collate(loader.example(bucket), bucket)  # of one clip: quick at any size
         prepare = lambda frozen, batch, key: task.prepare(frozen, batch, bucket, key)
         frozen, key = task.frozen_shapes(kind=loader.kind), jax.random.key(0)
         batch = jax.eval_shape(prepare, frozen, batch, key)
