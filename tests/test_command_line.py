@@ -1,5 +1,7 @@
 """A wrong command line ends with one message that says what is right."""
 
+import re
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -37,9 +39,27 @@ def parse(tmp_path, capsys, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["configs/tiny.py"],
+            "'configs/tiny.py' belongs to no flag: .*mean --config=configs/tiny.py",
+        ),
+        (
+            ["a", "red", "circle"],
+            "'a red circle' belongs to no flag: .*Quote a text of several words",
+        ),
+        (["lr=3"], "'lr=3' belongs to no flag: write --name=value"),
+    ],
+)
+def test_words_that_belong_to_no_flag_are_refused(words, said, parse):
+    assert re.search(said, parse(*words))
+
+
 def test_overrides_reach_the_config(parse):
-    config, workdir, rest = parse("--config.optim.lr=2", "--workdir=here", "file")
-    assert (config["optim"]["lr"], workdir, rest) == (2.0, "here", ["train.py", "file"])
+    config, workdir, rest = parse("--config.optim.lr=2", "--workdir=here")
+    assert (config["optim"]["lr"], workdir, rest) == (2.0, "here", ["train.py"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny
+from configs import opensora, tiny
 from tests import toy_runs
 from vidgen.tasks import runs
 from vidgen.training import checkpoint, workdir
@@ -94,3 +94,13 @@ def test_settings_come_from_the_call_then_previews_then_buckets():
     config.preview.settings = {"fps": 12.0, "height": 48, "prompts": ("a",)}
     got = runs.sampling_settings(config, height=None, steps=3)
     assert got == {"height": 48, "width": 32, "num_frames": 17, "fps": 12.0, "steps": 3}
+
+
+@pytest.mark.parametrize("stage, frames, pixels", [(1, 51, 360), (2, 51, 1024), (3, 51, 1024)])
+def test_a_sample_is_a_video_of_a_size_that_was_trained(stage, frames, pixels):
+    """And not the largest image of the recipe, 2048 x 2048."""
+    got = runs.sampling_settings(opensora.get_config(f"stage={stage}"))
+    assert got["num_frames"] == frames
+    assert got["height"] * got["width"] == pytest.approx(
+        {360: 360 * 640, 1024: 1024**2}[pixels], rel=0.2
+    )

@@ -297,10 +297,9 @@ def define_flags() -> None:
 
 
 def main(argv):
+    del argv
     values = flags.FLAGS
     with runs.refusing("convert"):
-        if argv[1:]:
-            raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag.")
         if values.to == "vidgen":
             chosen = {"dtype": values.dtype, "allow_pickle": values.allow_pickle}
             to_vidgen(values.source, values.layout or "stdit", values.out, **chosen)

@@ -327,13 +327,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(argv):
+    del argv
     values = flags.FLAGS
     names = ("videos", "raw_videos", "shown", "step", "vae", "height", "width", "num_frames")
     names += ("fps", "steps", "guidance", "seed", "batch_size")
     with runs.refusing("evaluate"):
         runtime.compile_cache()
-        if argv[1:]:
-            raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag.")
         evaluation = Evaluation(values.workdir, **{name: values[name].value for name in names})
     print(table(evaluation.run(values.out)))
 

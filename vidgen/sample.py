@@ -141,13 +141,12 @@ def read_prompts(prompts: list[str], path: str | None) -> list[str]:
 
 
 def main(argv):
+    del argv
     values = flags.FLAGS
     names = ("step", "weights", "vae", "height", "width", "num_frames", "fps", "steps")
     names += ("guidance", "seed", "samples", "batch_size")
     with runs.refusing("sample"):
         runtime.compile_cache()
-        if argv[1:]:
-            raise ValueError(f"{' '.join(argv[1:])!r} belongs to no flag: quote prompts.")
         prompts = read_prompts(values.prompt, values.prompt_file)
         settings = {name: values[name].value for name in names}
         job = prepare(values.workdir, prompts, **settings)

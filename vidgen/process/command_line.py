@@ -15,7 +15,7 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     """Runs a command whose flags are defined; ends with what `main` returns.
 
     A flag or config field that does not exist ends it with EXIT_USAGE and one message, which names
-    the nearest one that does.
+    the nearest one that does; so does a word that belongs to no flag.
     """
     app.run(main, flags_parser=_parse_and_hush)
 
@@ -32,14 +32,16 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     """Parses a command line; see `run`.
 
     Returns:
-        What is left: the command's name and the arguments that are no flags.
+        What is left: the command's name.
     """
     try:
         rest = values(argv)
         for name in _config_flags(values):
             if values[name].value is not None:
                 _ = values[name].value.keys()  # a file that could not be read shows itself here
-        return rest
+        if not rest[1:]:
+            return rest
+        message = _stray(rest[1:])
     except SystemExit as error:  # the help flags end with 1
         raise SystemExit(0) from error
     except (AttributeError, KeyError) as error:
@@ -52,6 +54,14 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         message = message[1:-1]  # KeyError quotes its message
     sys.stderr.write(f"{os.path.basename(argv[0])}: {message}\n")
     raise SystemExit(EXIT_USAGE)
+
+
+def _stray(words: Sequence[str]) -> str:
+    """What is said of words that belong to no flag."""
+    hint = " Quote a text of several words." if len(words) > 1 else ""
+    if configs := [word for word in words if word.partition(":")[0].endswith(".py")]:
+        hint = f" Did you mean --config={configs[0]}?"
+    return f"{' '.join(words)!r} belongs to no flag: write --name=value.{hint}"
 
 
 def unknown_fields(argv: Sequence[str], values: flags.FlagValues) -> str:

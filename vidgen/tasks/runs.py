@@ -128,13 +128,20 @@ def sampling_settings(config: ConfigDict, **chosen: Any) -> dict[str, Any]:
         **chosen: Settings by name; None leaves one open.
 
     Returns:
-        At least `height`, `width` and `num_frames`: by default of a square of the run's largest
-        resolution, at its greatest length.
+        At least `height`, `width` and `num_frames`: by default of a square video of the largest
+        resolution that the run has videos of, at its shortest length; of images where it has none.
     """
-    resolution = max(config.data.buckets, key=resolutions.pixels)
-    lengths = map(buckets.parse_num_frames, config.data.buckets[resolution])
+    taken = [
+        (resolution, buckets.parse_num_frames(frames))
+        for resolution, entries in config.data.buckets.to_dict().items()
+        for frames, (_, clips) in entries.items()
+        if clips  # a bucket without takes none
+    ]
+    videos = [(resolution, frames) for resolution, frames in taken if frames > 1] or taken
+    size = lambda bucket: (resolutions.pixels(bucket[0]), -bucket[1])
+    resolution, num_frames = max(videos, key=size)
     height, width = resolutions.sizes(resolution)["1.00"]
-    settings = {"height": height, "width": width, "num_frames": max(lengths)}
+    settings = {"height": height, "width": width, "num_frames": num_frames}
     known = ("height", "width", "num_frames", "fps", "steps", "guidance")
     previews = config.preview.settings.to_dict()
     settings |= {name: previews[name] for name in known if name in previews}
