@@ -16,7 +16,7 @@ from test_video_io import with_sound
 
 from data_pipelines import shapes
 from data_pipelines.embedded import judge, vocabulary
-from data_pipelines.loading import batches, loader, reads, tokenizer, transforms
+from data_pipelines.loading import assignment, batches, loader, reads, tokenizer, transforms
 from data_pipelines.media import encoding
 from data_pipelines.shards import builder, records
 from data_pipelines.stages import ingest
@@ -239,6 +239,7 @@ def test_fingerprint_changes_with_every_argument_that_changes_the_stream(videos,
         "deadline_seconds": 1.0,
         "bad_limit": 0.5,
         "bad_list": tmp_path / "bad",
+        "counts_file": tmp_path / "counts",
     }
     assert set(changes) | set(harmless) == set(inspect.signature(loader.Loader).parameters)
     base = load(videos).fingerprint
@@ -650,3 +651,35 @@ def test_random_chances_leave_clips_out_of_some_epochs(videos):
         epochs.setdefault(made.epoch(step), set()).update(made.rows(step).tolist())
     assert len(epochs) >= 3 and epochs[0] != epochs[1]
     assert {made.bucket(step).resolution for step in range(60)} == {"32", "64"}
+
+
+def test_a_resume_with_the_counts_of_epochs_draws_few_of_them(videos, tmp_path, monkeypatch):
+    drawn = []
+    real = assignment.Assignment._sort
+    monkeypatch.setattr(
+        assignment.Assignment, "_sort", lambda self, epoch: drawn.append(epoch) or real(self, epoch)
+    )
+    path = tmp_path / "counts"
+    settings = {"buckets": {"64": {17: (0.5, 2)}, "32": {17: (0.5, 2)}}, "counts_file": path}
+    plain = load(videos, buckets=settings["buckets"])
+    start = sum(plain.steps_in_epoch(epoch) for epoch in range(9)) + 3
+    wanted = [plain.batch(step) for step in range(start, start + 3)]
+    load(videos, **settings).batch(0)
+    assert not path.exists()  # nothing is written before the first iteration
+    drawn.clear()
+    for one, two in zip(wanted, first(videos, 3, start, **settings), strict=True):
+        same(one, two)
+    assert set(drawn) >= set(range(9))
+    kept = path.read_bytes()
+    assert len(kept.split(b"\n\n")) >= 9
+    drawn.clear()
+    again = load(videos, **settings)
+    for step, batch in enumerate(wanted, start):
+        same(batch, again.batch(step))
+    assert set(drawn) <= {8, 9}
+    assert again.used_buckets() == plain.used_buckets()
+    other = first(videos, 3, start, **settings, process_index=1, process_count=2)
+    assert path.read_bytes() == kept and len(other) == 3
+    drawn.clear()
+    load(videos, **settings, seed=6).batch(start)
+    assert set(drawn) >= set(range(9))  # the counts of another run are none

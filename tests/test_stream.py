@@ -89,3 +89,54 @@ def test_no_batch_ever_is_an_error_and_not_a_hang():
     made = stream.Stream(lambda epoch: [np.arange(0)], [4], 0)
     with pytest.raises(ValueError, match="no batch could be filled"):
         made.at(0)
+
+
+def test_the_order_of_an_epoch_counts_how_often_a_bucket_came_before():
+    made = stream.Stream(fixed, SIZES, 3)
+    for epoch in range(4):
+        made.steps_in_epoch(epoch)
+        order, place = made._order(epoch)
+        seen = [0] * len(SIZES)
+        for bucket, turn in zip(order, place, strict=True):
+            assert turn == seen[bucket]
+            seen[bucket] += 1
+        wanted = np.repeat(np.arange(4), made._epoch(epoch).batches)
+        np.random.default_rng((3, epoch, stream._ORDER)).shuffle(wanted)
+        np.testing.assert_array_equal(order, wanted)
+
+
+def test_rows_of_any_integers_are_shuffled_alike():
+    rows = np.arange(1000)
+    for seed in range(3):
+        shuffled = [
+            np.random.default_rng(seed).permutation(rows.astype(kind)).tolist()
+            for kind in (np.int32, np.int64)
+        ]
+        assert shuffled[0] == shuffled[1]
+
+
+def test_with_counts_only_epochs_that_a_step_takes_from_are_asked_for(rows_of):
+    whole = stream.Stream(rows_of, SIZES, 0)
+    first_step = sum(whole.steps_in_epoch(epoch) for epoch in range(12))
+    count = whole.steps_in_epoch(12)
+    wanted = [whole.at(step) for step in range(first_step, first_step + count)]
+    asked = []
+
+    def rows_in(epoch, bucket):
+        asked.append((epoch, bucket))
+        return rows_of(epoch)[bucket]
+
+    only = lambda epoch: rows_of(epoch) if epoch == 12 else pytest.fail(f"asked for {epoch}")
+    counts = {epoch: whole.counts(epoch) for epoch in range(13)}
+    made = stream.Stream(only, SIZES, 0, rows_in=rows_in, counts=counts)
+    for step, want in enumerate(wanted, first_step):
+        np.testing.assert_array_equal(made.at(step).rows, want.rows)
+    assert len(asked) == len(set(asked)) and {epoch for epoch, _ in asked} <= set(range(6, 13))
+
+
+def test_shuffled_rows_of_two_epochs_are_kept_and_no_more():
+    made = stream.Stream(fixed, SIZES, 0)
+    for step in range(150):
+        made.at(step)
+        held = sum(map(len, made._shuffled.values()))
+        assert held == made._num_shuffled <= 2 * sum(COUNTS)

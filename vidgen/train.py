@@ -58,6 +58,7 @@ def make_loader(config, task, folder) -> loader_lib.Loader:
         num_workers=config.data.workers,
         **{name: config.data[name] for name in ("deadline_seconds", "bad_limit")},
         bad_list=pathlib.Path(folder) / f"bad_clips-{jax.process_index()}.jsonl",
+        counts_file=pathlib.Path(folder) / "epoch_counts.txt",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **task.loader_settings,

@@ -195,7 +195,7 @@ class Table:
         return numbers_N, reasons_N
 
     def _place(self, num_frames_N, height_N, width_N, seeds_N, numbers_N, reasons_N):
-        """Fills in the last two; `seeds_N` are of ordinal 0. Placed clips have no reason."""
+        """Fills in the last two; `seeds_N` are of ordinal 0. Reasons beside buckets say nothing."""
         open_N = np.arange(len(seeds_N))  # clips without a bucket so far
         for resolution, entries in self.entries.items():
             here_N = open_N[_is_large(resolution, height_N[open_N], width_N[open_N])]

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import absl.logging
 import numpy as np
 
-from data_pipelines.loading import assignment, batches, padded, reads, stream, transforms
+from data_pipelines.loading import assignment, batches, counts, padded, reads, stream, transforms
 from data_pipelines.loading import buckets as bucket_tables
 from data_pipelines.shards import records
 
@@ -66,6 +66,9 @@ class Loader:
         deadline_seconds: For one record; a worker that takes longer is replaced.
         bad_limit: The largest share of bad records.
         bad_list: A file that gets a line for each bad record.
+        counts_file: A file that keeps how many rows each bucket has in each epoch, where chances
+            are drawn: a later start does not have to draw all epochs before its own again.
+            Processes may share it; process 0 writes it, from the first iteration on.
 
     Raises:
         ValueError: If an argument is wrong or does not fit the data.
@@ -93,6 +96,7 @@ class Loader:
         deadline_seconds: float = 60.0,
         bad_limit: float = 0.01,
         bad_list: str | os.PathLike | None = None,
+        counts_file: str | os.PathLike | None = None,
     ):
         transforms.check_mask_ratios(mask_ratios)
         if not 0 <= text_dropout <= 1:
@@ -129,8 +133,13 @@ class Loader:
         self._memory = padded.Pool()
         self._rows_of = assignment.Assignment(self.reader, self.table, seed)
         sizes = [b.batch_size for b in self._buckets]
-        self._stream = stream.Stream(self._rows_of, sizes, seed)
-        if not any(len(rows) for epoch in range(3) for rows in self._rows_of(epoch)):
+        self._counts: counts.Counts | None = None
+        if counts_file is not None and not self._rows_of.is_fixed:
+            self._counts = counts.Counts(counts_file, self.fingerprint)
+        self._stream = stream.Stream(
+            self._rows_of, sizes, seed, rows_in=self._rows_of.rows, counts=self._counts
+        )
+        if not any(self._stream.counts(epoch).any() for epoch in range(3)):
             raise ValueError(
                 f"none of the {self.num_rows} clips of {path} fits a bucket: a clip has to have "
                 f"{bucket_tables.MIN_PIXEL_SHARE:.0%} of a resolution's pixels, and more frames "
@@ -182,7 +191,8 @@ class Loader:
 
     def used_buckets(self) -> list[bucket_tables.Bucket]:
         """Returns the buckets that have clips in the first epoch: the shapes to compile."""
-        return [b for b, rows in zip(self._buckets, self._rows_of(0), strict=True) if len(rows)]
+        num_clips = self._stream.counts(0)
+        return [b for b, count in zip(self._buckets, num_clips, strict=True) if count]
 
     def clip_ids(self, step: int) -> list[str]:
         """Returns the names of a step's clips, over all processes."""
@@ -218,6 +228,8 @@ class Loader:
         Raises:
             RuntimeError: If too many records are bad, naming them.
         """
+        if self._counts is not None and self.process_index == 0:
+            self._counts.write()  # not before: the folder may turn out to be another run's
         grain, threads = _import_grain(), min(self.prefetch, 16)
         if self.num_workers == 0 or self.kind == "latent":
             yield from self._map(grain, self._in_thread, start_step, threads)
