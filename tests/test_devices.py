@@ -13,7 +13,7 @@ from vidgen import tasks
 from vidgen.tasks import autoencoder as autoencoder_task
 from vidgen.training import data, micro_steps, sharding, train_state
 
-CLIPS = 256  # of which parameters, whose work is not shared along `data`, are under 2 %
+CLIPS = 256
 BUCKET = buckets.Bucket("32", 17, "1.00", 32, 32, CLIPS)
 MESHES = {1: {"data": 1}, 8: {"data": 4, "fsdp": 2}}
 
@@ -22,6 +22,9 @@ MESHES = {1: {"data": 1}, 8: {"data": 4, "fsdp": 2}}
 def config():
     config = tiny.get_config()
     config.model.remat, config.model.unroll = False, True  # XLA counts a loop's body once
+    # At width 16 a device of eight counts 2.8 % more than its share: sums over parameters and small
+    # arrays of conditions, whose work does not shrink with the clips. At 64 it is 1.0 %.
+    config.model.width = 64
     return config
 
 
@@ -65,7 +68,6 @@ def test_a_step_of_four_micro_steps(config):
             scalars = np.uint32(0), np.float32(0.25)
             lowered = update.gradient.lower(state.params, total, {}, batch, *scalars)
             found[devices], gathers = flops(lowered)
-
     assert found[8] == pytest.approx(found[1] / 8, rel=0.02)
     largest = max(x.size for x in jax.tree.leaves(abstract.params))
     assert all(elements(line) <= largest for line in gathers)  # of parameters, and of no batch

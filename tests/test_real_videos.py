@@ -55,8 +55,10 @@ def test_latents_of_real_videos_decode_as_the_videos_themselves_do(shards, confi
     encode_video = jax.jit(models.encode_video)
     reader, source = records.Reader(tmp_path / "latents"), records.Reader(shards)
     aspects = set()
-    for row in range(len(reader)):
-        record, clip = reader[row], source[row]
+    rows = {name: row for row, name in enumerate(source.index["id"].tolist())}
+    for record in reader:  # by bucket
+        row = rows[record["id"]]
+        clip = source[row]
         assert record["id"] == clip["id"] and record["latent"].dtype == np.float16
         assert np.isfinite(record["latent"]).all() and np.isfinite(record["text_emb"]).all()
         bucket = next(
