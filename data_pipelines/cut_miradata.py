@@ -13,7 +13,6 @@ be cut stands in DIR/cut_failed.csv. Exit codes: 0, 3 some failed, 75 stopped by
 2 wrong usage.
 """
 
-import argparse
 import concurrent.futures
 import csv
 import io
@@ -26,7 +25,8 @@ import av
 import tqdm
 
 from data_pipelines.media import limits, video_io
-from data_pipelines.sources import miradata, rows, tables
+from data_pipelines.process import arguments
+from data_pipelines.sources import miradata, rows
 from data_pipelines.workers import children, guard
 
 SOME_FAILED, STOPPED = 3, 75
@@ -105,19 +105,15 @@ def make_cutter(memory_bytes: int):
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="data_pipelines.cut_miradata",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.Parser("data_pipelines.cut_miradata", __doc__)
     parser.add_argument("--source", required=True, help="folder of MiraData, or its table")
-    parser.add_argument("--jobs", type=int, default=0, help="child processes; 0: one a processor")
+    count = arguments.at_least(0)
+    parser.add_argument("--jobs", type=count, default=0, help="child processes; 0: one a processor")
     args = parser.parse_args(argv)
     try:
-        table = miradata.find_table(args.source)
-        failed, made, there = cut_all(table, args.jobs or os.cpu_count() or 1)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        with parser.refusing():
+            table = miradata.find_table(args.source)
+            failed, made, there = cut_all(table, args.jobs or os.cpu_count() or 1)
     except KeyboardInterrupt:
         parser.exit(STOPPED, "\nstopped: the same command goes on.\n")
     print(f"{table}: {made:,} clips cut, {there:,} were there, {len(failed):,} failed")
@@ -140,7 +136,7 @@ def cut_all(table: str, jobs: int) -> tuple[list[tuple[str, str, str]], int, int
     """
     root = os.path.dirname(table) or "."
     todo, failed, there = [], [], 0
-    for number, row in tables.read_rows(table, ()):
+    for number, row in miradata.read_table(table):
         clip_id = f"row-{number:06d}"
         try:
             if isinstance(row, rows.Refused):

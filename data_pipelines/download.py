@@ -14,7 +14,6 @@ token in HF_TOKEN is sent to it alone. Videos of MiraData that lie behind a web 
 fetched by an external command (`--fetcher`), by default yt-dlp.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import os
@@ -26,6 +25,7 @@ import time
 import tqdm
 
 from data_pipelines.fetching import fetch, fetch_folder, fetch_lists, web
+from data_pipelines.process import arguments, outputs
 from data_pipelines.sources import rows
 from data_pipelines.stages.summary import human_bytes
 
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None):
         allow_private=args.allow_private,
     )
     refused: dict[str, rows.Refused] = {}
-    try:
+    with parser.refusing(web.FetchError):
+        outputs.check_folder(args.out)
         if args.urls:
             items = fetch_lists.urls(args.urls)
         elif args.source == "miradata":
@@ -85,8 +86,6 @@ def main(argv: list[str] | None = None):
             )
         if args.sums:
             items = fetch_lists.with_sums(items, args.sums)
-    except (ValueError, OSError, web.FetchError) as error:
-        parser.exit(2, f"error: {error}\n")
     for row, error in list(refused.items())[:10]:
         print(f"{row}: {error}")
     if args.dry_run:
@@ -102,9 +101,8 @@ def main(argv: list[str] | None = None):
     begin = time.monotonic()
     try:
         minutes = args.total_minutes
-        done = download.run(items, args.jobs, minutes and minutes * 60)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        with parser.refusing():
+            done = download.run(items, args.jobs, minutes and minutes * 60)
     except KeyboardInterrupt:
         parser.exit(STOPPED, "stopped: the same command goes on.\n")
     seconds = time.monotonic() - begin
@@ -123,12 +121,8 @@ def main(argv: list[str] | None = None):
 
 
 def _parse(argv: list[str] | None):
-    parser = argparse.ArgumentParser(
-        prog="data_pipelines.download",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = arguments.Parser("data_pipelines.download", __doc__)
+    add, at_least, positive = parser.add_argument, arguments.at_least, arguments.positive
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--source", choices=("openvid", "miradata"))
     what.add_argument("--urls", help="file with lines of: URL [PATH [SHA256]]")
@@ -140,21 +134,24 @@ def _parse(argv: list[str] | None):
     add("--sums", help="checksums, as sha256sum or md5sum write them")
     add("--hub", default=os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     add("--fetcher", default=fetch_folder.FETCHER, help="command for videos behind a web page")
-    add("--jobs", type=int, default=8, help="files at a time")
-    add("--max_file_gb", type=float, default=100.0, help="limit of one file, 1e9 bytes")
-    add("--max_total_gb", type=float, help="limit of this run")
-    add("--file_minutes", type=float, default=24 * 60.0, help="limit of one file")
-    add("--total_minutes", type=float, help="limit of this run")
-    add("--stall_seconds", type=float, default=60.0, help="without a byte")
-    add("--retries", type=int, default=5, help="of a file, in a row without progress")
-    add("--backoff_seconds", type=float, default=1.0, help="before the first retry")
+    add("--jobs", type=at_least(1), default=8, help="files at a time")
+    add("--max_file_gb", type=positive, default=100.0, help="limit of one file, 1e9 bytes")
+    add("--max_total_gb", type=positive, help="limit of this run")
+    add("--file_minutes", type=positive, default=24 * 60.0, help="limit of one file")
+    add("--total_minutes", type=positive, help="limit of this run")
+    add("--stall_seconds", type=positive, default=60.0, help="without a byte")
+    add("--retries", type=at_least(0), default=5, help="of a file, in a row without progress")
+    seconds = at_least(0, float)
+    add("--backoff_seconds", type=seconds, default=1.0, help="before the first retry")
     add("--allow_private", action="store_true", help="fetch from private addresses too")
     add("--dry-run", "--dry_run", action="store_true", help="say how much would be fetched")
     args = parser.parse_args(argv)
     if args.source == "miradata" and not args.csv:
         parser.error("--source=miradata needs --csv=FILE, its table (data set card of MiraData)")
-    if args.jobs < 1:
-        parser.error("--jobs has to be 1 or more")
+    for owner, names in (("openvid", ("parts", "hd")), ("miradata", ("csv", "ids"))):
+        for name in names:
+            if args.source != owner and getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name} belongs to --source={owner}: leave one of them out")
     return args, parser
 
 

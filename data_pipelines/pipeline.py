@@ -18,31 +18,27 @@ cluster through Apache Beam, where all machines see the folder: docs/pipeline.md
 """
 
 import argparse
-import difflib
 import os
 import shlex
 import signal
 import sys
 
+from data_pipelines.process import arguments, outputs
 from data_pipelines.shards import builder
 from data_pipelines.sources import specs
-from data_pipelines.stages import dry_run, ingest, ledger, parts, plan, runner, summary
+from data_pipelines.stages import dry_run, exchange, ingest, ledger, parts, plan, runner, summary
 
-EXIT_USAGE, EXIT_GO_ON = 2, 75  # 75: run it again, as of the other commands
+EXIT_GO_ON = 75  # run it again, as of the other commands
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="data_pipelines.pipeline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = arguments.Parser("data_pipelines.pipeline", __doc__)
     add = parser.add_argument
     add("--source", required=True, help="folder, table, tars, openvid:FOLDER, miradata:FOLDER")
     add("--out", required=True, help="folder to make")
     add("--config", help="configs/data.py and the like; each field is a flag --config.FIELD=VALUE")
-    add("--num_workers", type=int, default=0, help="decoders; 0: one a processor")
+    at_least = arguments.at_least
+    add("--num_workers", type=at_least(0), default=0, help="decoders; 0: one a processor")
     add("--keep_parts", metavar="DIR", help="keep what was measured, for runs with other rules")
     add("--runner", default="local", choices=["local", *runner.RUNNERS], help="who does the work")
     add("--beam_args", default="", help="flags for Apache Beam's runner, in one pair of quotes")
@@ -55,7 +51,7 @@ def main(argv: list[str] | None = None):
     add(
         *("--dry-run", "--dry_run"),
         nargs="?",
-        type=int,
+        type=at_least(1),
         const=64,
         metavar="CLIPS",
         help="examine a sample (64), write nothing, and tell what the whole will take",
@@ -64,19 +60,21 @@ def main(argv: list[str] | None = None):
         add(f"--{name}", metavar="N", help=f"of a file: --config.limits.{name}")
     args, rest = parser.parse_known_args(argv)
     try:
-        config = plan.load(args.config, _overrides(args, rest))
-        engine = _engine(args)
-        if args.dry_run is not None:
-            table = specs.read(args.source)
-            workers = args.num_workers or os.cpu_count() or 1
-            plain = ingest.check(config, table)
-            print(dry_run.estimate(table, plain, workers, args.dry_run))
-            return
-        tell: list[summary.Stage] = []
-        how = {"engine": engine, "keep_parts": args.keep_parts, "tell": tell}
-        meta = ingest.run(args.source, args.out, config, **how)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(EXIT_USAGE, f"error: {error}\n")
+        with parser.refusing():
+            config = plan.load(args.config, _overrides(parser, args, rest))
+            engine = _engine(args)
+            if args.dry_run is not None:
+                table = specs.read(args.source)
+                workers = args.num_workers or os.cpu_count() or 1
+                plain = ingest.check(config, table)
+                print(dry_run.estimate(table, plain, workers, args.dry_run))
+                return
+            outputs.check_folder(args.out)
+            if args.keep_parts is not None:
+                outputs.check_folder(args.keep_parts, "--keep_parts")
+            tell: list[summary.Stage] = []
+            how = {"engine": engine, "keep_parts": args.keep_parts, "tell": tell}
+            meta = ingest.run(args.source, args.out, config, **how)
     except (KeyboardInterrupt, parts.Stopped):
         _leave(args)
     _print_summary(args.out, meta, tell)
@@ -84,16 +82,18 @@ def main(argv: list[str] | None = None):
 
 def _engine(args: argparse.Namespace) -> ingest.Engine:
     """Returns who does the work, from flags that fit together."""
-    if args.num_workers < 0:
-        raise ValueError(f"--num_workers={args.num_workers}: give 1 or more, or 0.")
     if args.runner == "local" and (args.beam_args or args.exchange):
         flag = "beam_args" if args.beam_args else "exchange"
         raise ValueError(f"--{flag} is for Apache Beam: name a --runner.")
+    if args.exchange:
+        exchange.check(args.exchange)
     beam_args = tuple(shlex.split(args.beam_args))
     return ingest.Engine(args.runner, args.num_workers, beam_args, args.exchange)
 
 
-def _overrides(args: argparse.Namespace, rest: list[str]) -> list[tuple[str, str]]:
+def _overrides(
+    parser: arguments.Parser, args: argparse.Namespace, rest: list[str]
+) -> list[tuple[str, str]]:
     """Returns (field, value) of the flags --config.FIELD=VALUE and of the older names of some."""
     found = [
         (f"limits.{name}", value)
@@ -103,9 +103,7 @@ def _overrides(args: argparse.Namespace, rest: list[str]) -> list[tuple[str, str
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         if not flag.startswith("--config."):
-            near = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], n=1)
-            meant = f"; did you mean {near[0]}?" if near else ": --help names all flags."
-            raise ValueError(f"there is no flag {flag}{meant}")
+            parser.error(parser.unknown(flag))
         if not equals:
             if not rest:
                 raise ValueError(f"{flag} needs a value: {flag}=VALUE.")

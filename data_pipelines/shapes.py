@@ -17,7 +17,6 @@ Lengths are in short sides of the picture, speeds in short sides per second. Eve
     python -m data_pipelines.shapes --out=DIR --clips=6000 --images=600 --seed=0
 """
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -29,6 +28,7 @@ import tqdm
 
 from data_pipelines.embedded import drawing, vocabulary
 from data_pipelines.media import encoding
+from data_pipelines.process import arguments, outputs
 
 _SQUARES = ((32, 32), (48, 48), (64, 64), (96, 96))
 _WIDES = ((36, 60), (48, 80), (60, 100), (72, 120))  # 3:5, upright when turned
@@ -83,15 +83,18 @@ def write(folder: str | os.PathLike, *, clips: int, images: int, seed: int) -> p
         The path of clips.csv.
 
     Raises:
-        ValueError: If the folder holds a data set of another seed.
+        ValueError: If the folder holds a data set of another seed, or other files.
     """
     folder = pathlib.Path(folder)
-    note = folder / "shapes.json"
-    if note.exists() and json.loads(note.read_text())["seed"] != seed:
+    note, content = folder / "shapes.json", json.dumps({"seed": seed}).encode()
+    if note.exists() and note.read_bytes() != content:
         raise ValueError(f"{folder} holds clips of another seed ({note}): choose another folder.")
+    if folder.is_dir() and not note.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files: choose a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(note, content)  # first: it says whose folder this is
     for name in ("clips", "images"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    _write_whole(note, json.dumps({"seed": seed}).encode())
+        (folder / name).mkdir(exist_ok=True)
     rows = [(i, False) for i in range(clips)] + [(i, True) for i in range(images)]
     table = []
     for number, image in tqdm.tqdm(rows, desc="shapes", unit="clip", mininterval=1.0):
@@ -120,19 +123,18 @@ def _write_whole(path: pathlib.Path, content: bytes):
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(prog="data_pipelines.shapes", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--clips", type=int, default=6000, help="number of video clips")
-    parser.add_argument("--images", type=int, default=600, help="number of still images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = arguments.Parser("data_pipelines.shapes", __doc__)
+    add, count = parser.add_argument, arguments.at_least(0)
+    add("--out", required=True, help="folder to write")
+    add("--clips", type=count, default=6000, help="number of video clips")
+    add("--images", type=count, default=600, help="number of still images")
+    add("--seed", type=count, default=0)
     args = parser.parse_args(argv)
-    if min(args.clips, args.images) < 0 or args.clips + args.images == 0:
-        parser.error("--clips and --images must be 0 or more, and one of them at least 1")
-    try:
+    if args.clips + args.images == 0:
+        parser.error("--clips and --images are both 0: ask for 1 or more of one of them")
+    with parser.refusing():
+        outputs.check_folder(args.out)
         path = write(args.out, clips=args.clips, images=args.images, seed=args.seed)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
     print(f"{path}: {args.clips} clips, {args.images} images")
 
 

@@ -14,6 +14,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 FOLDERS = {
     "data_pipelines": {
         "media": set(),
+        "process": set(),
         "workers": set(),
         "sources": {"media"},
         "fetching": {"media", "sources"},

@@ -228,7 +228,7 @@ def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
     lines = ["path,text", "a.mp4,fine", 'deep/b.mp4,"open', *(f"c{i}.mp4,x" for i in range(5000))]
     (folder / "t.csv").write_text("\n".join(lines))
     table = specs.read(folder / "t.csv")
-    assert reasons(table) == ["", "caption too long"]
+    assert reasons(table) == ["", "truncated"]
     assert "is a quote left open?" in table[1].given["refused"]
     assert csv.field_size_limit() == 131072  # as it was
 

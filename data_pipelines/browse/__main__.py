@@ -9,8 +9,6 @@ a file, page/index.html, or through --serve. Stopped at any moment, kill -9 incl
 goes on when it is run again.
 """
 
-import argparse
-import importlib.util
 import json
 import math
 import os
@@ -19,7 +17,10 @@ import signal
 
 from data_pipelines.browse import page, serve
 from data_pipelines.loading import buckets
+from data_pipelines.process import arguments, outputs
+from data_pipelines.stages import plan
 
+HOST, PORT = "127.0.0.1", 8000
 STOPPED = 75  # run it again, as of the other commands
 
 
@@ -34,24 +35,22 @@ def read_buckets(config: str | None, table: str | None) -> page.Buckets | None:
         ValueError: If it cannot be read or is no bucket table.
     """
     if config:
-        path, _, argument = config.partition(":")
+        found, name = plan.read_file(config), config.partition(":")[0]
         try:
-            spec = importlib.util.spec_from_file_location("browsed_config", path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            found = module.get_config(*[argument] * bool(argument))
             entries, interval = found.data.buckets.to_dict(), found.data.frame_interval
-        except (OSError, AttributeError, ImportError, SyntaxError) as error:
+            seed = found.seed
+        except AttributeError as error:
             raise ValueError(
-                f"--config={config} cannot be read ({error}): give a Python file whose get_config "
-                "returns data.buckets, as configs/quickstart.py."
+                f"--config={config} has no data.buckets: give a config of a run, as "
+                "configs/quickstart.py."
             ) from error
-        name, seed = path, found.seed
     elif table:
         is_inline = table.lstrip().startswith("{")
         try:
             entries = json.loads(table if is_inline else pathlib.Path(table).read_text("utf-8"))
             entries = {name: dict(frames) for name, frames in entries.items()}
+            if not entries:
+                raise ValueError("it is empty")
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"--buckets={table} is no bucket table ({error}): give JSON such as "
@@ -81,39 +80,40 @@ def size(num_bytes: float) -> str:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="data_pipelines.browse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", required=True, help="folder of the data set, or a ledger.parquet")
-    parser.add_argument("--out", required=True, help="folder of the page")
-    parser.add_argument("--config", help="config file whose buckets are shown")
-    parser.add_argument("--buckets", help="a bucket table instead: JSON, or a file of it")
-    parser.add_argument(
+    parser = arguments.Parser("data_pipelines.browse", __doc__)
+    add, at_least = parser.add_argument, arguments.at_least
+    add("--data", required=True, help="folder of the data set, or a ledger.parquet")
+    add("--out", required=True, help="folder of the page")
+    add("--config", help="config file whose buckets are shown")
+    add("--buckets", help="a bucket table instead: JSON, or a file of it")
+    add(
         "--clips",
         default=str(page.SAMPLE),
         help=f"how many clips get a preview, or all; {page.SAMPLE:,} by default",
     )
-    parser.add_argument("--num_workers", type=int, default=0, help="children; 0: one a processor")
-    parser.add_argument("--serve", action="store_true", help="serve the page when it is written")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    add("--num_workers", type=at_least(0), default=0, help="children; 0: one a processor")
+    add("--serve", action="store_true", help="serve the page when it is written")
+    add("--host", default=HOST, help="address to serve at")
+    add("--port", type=at_least(0), default=PORT, help="0: any that is free; below 65536")
     args = parser.parse_args(argv)
     if args.config and args.buckets:
-        parser.error("--config and --buckets exclude each other.")
+        parser.error("--config and --buckets exclude each other: give one of them")
     if args.clips != "all" and not args.clips.isdigit():
-        parser.error(f"--clips={args.clips} is neither a number nor all.")
+        parser.error(f"--clips={args.clips} is neither a number nor all")
+    if not args.serve and (args.host, args.port) != (HOST, PORT):
+        parser.error("--host and --port belong to --serve: give it too, or leave them out")
+    if args.port > 65535:
+        parser.error(f"--port={args.port} is no port: give one below 65536, or 0")
     try:
-        done = page.write(
-            args.data,
-            args.out,
-            bucket_config=read_buckets(args.config, args.buckets),
-            clips=None if args.clips == "all" else int(args.clips),
-            num_workers=args.num_workers,
-        )
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        with parser.refusing():
+            outputs.check_folder(args.out)
+            done = page.write(
+                args.data,
+                args.out,
+                bucket_config=read_buckets(args.config, args.buckets),
+                clips=None if args.clips == "all" else int(args.clips),
+                num_workers=args.num_workers,
+            )
     except KeyboardInterrupt:
         parser.exit(STOPPED, "\nstopped: the same command goes on.\n")
     index = os.path.join(args.out, "index.html")
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None):
                 f"error: {args.host}:{args.port} cannot be served at ({error.strerror}): --port=0 "
                 "takes a port that is free.\n",
             )
-        name = "localhost" if args.host == "127.0.0.1" else args.host
+        name = "localhost" if args.host == HOST else args.host
         print(f"serving at http://{name}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

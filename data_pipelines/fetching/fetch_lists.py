@@ -12,7 +12,7 @@ import urllib.parse
 
 import data_pipelines.sources.miradata as mira
 from data_pipelines.fetching import web
-from data_pipelines.sources import rows, tables
+from data_pipelines.sources import rows
 
 OPENVID = "datasets/nkp37/OpenVid-1M"
 _PAGES = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
@@ -89,7 +89,7 @@ def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, rows.Refused]]
     """
     numbers = None if ids == "all" else parse_ranges(ids, "--ids")
     items, refused = {}, {}
-    for number, row in tables.read_rows(mira.find_table(table), ()):
+    for number, row in mira.read_table(mira.find_table(table)):
         try:
             if isinstance(row, rows.Refused):
                 raise row
@@ -102,6 +102,8 @@ def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, rows.Refused]]
         url = row.get("video_url") or f"https://www.youtube.com/watch?v={row.get('video_id')}"
         path = f"raw_video/{folder}/{name}.mp4"
         items.setdefault(path, Item(path, web.Remote(str(url)), is_page=_is_page(str(url))))
+    if not items and not refused:
+        raise ValueError(f"--ids={ids}: {table} has no clip of these download ids.")
     return list(items.values()), refused
 
 
@@ -112,11 +114,13 @@ def urls(file: str) -> list[Item]:
         ValueError: If a line cannot be used, or two lines mean one path.
     """
     items: dict[str, Item] = {}
-    for number, line in enumerate(pathlib.Path(file).read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(file, "--urls"), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         url, path, digest = (*words, "", "")[:3]
+        if "://" not in url:
+            raise ValueError(f"--urls={file}, line {number}: {url[:80]!a} is no URL: https://...")
         path = path or urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
         try:
             path = rows.clean_id(path)
@@ -140,7 +144,7 @@ def with_sums(items: list[Item], file: str) -> list[Item]:
         ValueError: If a line of it is no checksum.
     """
     sums = {}
-    for number, line in enumerate(pathlib.Path(file).read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(file, "--sums"), start=1):
         found = re.fullmatch(r"([0-9a-fA-F]{64}|[0-9a-fA-F]{32}) [ *](.+)", line)
         if not found:
             raise ValueError(f"--sums={file}, line {number}: not of the form 'SUM  PATH'.")
@@ -156,6 +160,14 @@ def with_sums(items: list[Item], file: str) -> list[Item]:
         else item
         for item in items
     ]
+
+
+def _lines(file: str, flag: str) -> list[str]:
+    try:
+        return pathlib.Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "") or "it is not UTF-8"
+        raise ValueError(f"{flag}={file} cannot be read ({reason}): give a text file.") from error
 
 
 def parse_ranges(text: str, name: str) -> set[int]:

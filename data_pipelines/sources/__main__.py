@@ -3,25 +3,19 @@
 python -m data_pipelines.sources openvid:DIR
 """
 
-import argparse
 import collections
 
+from data_pipelines.process import arguments
 from data_pipelines.sources import clips, specs
 from data_pipelines.stages.summary import human_seconds
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="data_pipelines.sources",
-        description=specs.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.Parser("data_pipelines.sources", specs.__doc__)
     parser.add_argument("source", help="what --source of the pipeline takes")
     args = parser.parse_args(argv)
-    try:
+    with parser.refusing():
         table = specs.read(args.source)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
     reasons = collections.Counter(
         clip.given["refused"].partition(":")[0] for clip in table if "refused" in clip.given
     )

@@ -20,9 +20,11 @@ average, README) do not.
 """
 
 import functools
+import itertools
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from data_pipelines.sources import clips, rows, tables
 
@@ -53,7 +55,7 @@ def read(
     folder = root or os.path.dirname(table_file) or "."
     _cuts.cache_clear()
     table = rows.Rows("miradata", folder)
-    for number, row in tables.read_rows(table_file, (caption,)):
+    for number, row in read_table(table_file, (caption,)):
         refused = file = None
         start = end = None
         try:
@@ -70,8 +72,6 @@ def read(
             given=[(new, row.get(old)) for old, new in _GIVEN.items()],
             refused=refused,
         )
-    if not table.clips:
-        raise ValueError(f"{table_file} has no rows: fetch it again.")
     return table.clips
 
 
@@ -93,6 +93,26 @@ def find_table(source: str) -> str:
             "give the file, --source=miradata:FILE.csv."
         )
     return str(names[0])
+
+
+def read_table(
+    table: str, needed: tuple[str, ...] = ()
+) -> Iterator[tuple[int, dict | rows.Refused]]:
+    """Reads the rows of a table of MiraData; see `tables.read_rows`.
+
+    Raises:
+        ValueError: As there, and if the table has no rows or is not one of MiraData.
+    """
+    found = tables.read_rows(table, needed)
+    first = next(found, None)
+    if first is None:
+        raise ValueError(f"{table} has no rows: fetch it again.")
+    if isinstance(first[1], dict) and not {"clip_id", "index"} & set(first[1]):
+        raise ValueError(
+            f"{table} has neither a column clip_id (v1) nor index (v0), as MiraData's tables have; "
+            f"its columns are {', '.join(first[1])[:500]}: give that of the publishers."
+        )
+    return itertools.chain([first], found)
 
 
 def clip_name(row: dict) -> tuple[str, str]:

@@ -74,8 +74,9 @@ def read_rows(source: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict 
         raise ValueError(f"{source} is no clip table: its name has to end in {', '.join(SUFFIXES)}")
     try:
         clips.open_binary(source).close()
-    except OSError as error:
-        raise ValueError(f"{source} cannot be opened: {error.strerror or error}.") from error
+    except (OSError, ImportError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{source} cannot be opened: {reason}.") from error
     return enumerate(readers[kind](source, needed), start=1)
 
 
@@ -89,13 +90,19 @@ def _check_columns(source: str, columns, needed: tuple[str, ...]):
         )
 
 
-def _read_csv(source: str, needed: tuple[str, ...]) -> Iterator[dict]:
+def _read_csv(source: str, needed: tuple[str, ...]) -> Iterator[dict | rows.Refused]:
     limit = csv.field_size_limit()
     with (
         clips.open_binary(source) as binary,
         io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file,
     ):
-        reader = csv.DictReader(file)
+        ended = []
+
+        def lines() -> Iterator[str]:
+            yield from file
+            ended.append(True)  # asked for more than there is: a quote is still open
+
+        reader = csv.DictReader(lines())
         try:
             csv.field_size_limit(_MAX_CELL)
             columns = reader.fieldnames or []
@@ -104,7 +111,10 @@ def _read_csv(source: str, needed: tuple[str, ...]) -> Iterator[dict]:
             _check_columns(source, columns, needed)
             for row in reader:
                 row.pop(None, None)  # cells beyond the header
-                yield row
+                cut = rows.Refused(
+                    "truncated", "the table ends inside of this row: is a quote left open?"
+                )
+                yield cut if ended else row
         except csv.Error as error:
             raise ValueError(
                 f"{source} is not a CSV file in UTF-8: after line {reader.line_num}: {error}."

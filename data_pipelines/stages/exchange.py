@@ -25,6 +25,20 @@ def place(url: str, key: str) -> str:
     return f"{url.rstrip('/')}/{key[:16]}"
 
 
+def check(url: str):
+    """Refuses a URL that no installed package can open.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    try:
+        fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"--exchange={url} cannot be opened ({error}): give a URL such as gs://bucket/job."
+        ) from error
+
+
 def give(url: str, work: pathlib.Path):
     """Puts what workers need to go on from here."""
     store, root = fsspec.core.url_to_fs(url)

@@ -35,10 +35,14 @@ def load(path: str | None, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     Raises:
         ValueError: If the file or a field is not there, or a value is of the wrong type.
     """
-    config = configs.data.base() if path is None else _read(path)
+    config = configs.data.base() if path is None else read_file(path)
     problems = _differences(configs.data.base(), config)
     if problems:
-        raise ValueError(f"{path} does not fit data_pipelines.pipeline: {'; '.join(problems)}.")
+        more = f"; and {len(problems) - 3} more" * (len(problems) > 3)
+        raise ValueError(
+            f"--config={path} does not fit data_pipelines.pipeline: {'; '.join(problems[:3])}{more}"
+            ": give one such as configs/data.py."
+        )
     fields = _leaves(config)
     for name, written in overrides:
         if name not in fields:
@@ -107,7 +111,7 @@ def _check_numbers(config: ConfigDict):
     least |= {"shards.bytes": 1, "shards.short_side": 0, "shards.crf": 0}
     for name, bound in least.items():
         group, leaf = name.split(".")
-        if config[group][leaf] < bound:
+        if not config[group][leaf] >= bound:  # no number either
             raise ValueError(f"{name}={config[group][leaf]}: give {bound} or more.")
     if config.shards.crf > 51:
         raise ValueError(f"shards.crf={config.shards.crf}: give 0 (best) to 51.")
@@ -164,18 +168,34 @@ def digest(*values) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: str) -> ConfigDict:
+def read_file(path: str) -> ConfigDict:
+    """Reads a config file, "FILE.py" or "FILE.py:argument".
+
+    Raises:
+        ValueError: If there is none, or it does not give a config, whatever goes wrong in it.
+    """
     file, _, argument = path.partition(":")
-    if not os.path.isfile(file):
-        raise ValueError(f"--config={file} does not exist: give a file such as configs/data.py.")
+    if not os.path.isfile(file) or not file.endswith(".py"):
+        raise ValueError(
+            f"--config={path}: there is no Python file {os.path.abspath(file)}: give one with a "
+            "get_config, such as configs/data.py."
+        )
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
     try:
         spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config gives {type(config).__name__}, and no ConfigDict")
+        return config
+    except Exception as error:  # it is a program of the user's
+        raise ValueError(
+            f"--config={path} cannot be read ({type(error).__name__}: {error}): mend it, or give a "
+            "file such as configs/data.py."
+        ) from error
     finally:
         sys.path.pop(0)
-    return module.get_config(argument) if argument else module.get_config()
 
 
 def _differences(base: ConfigDict, config: ConfigDict) -> list[str]:

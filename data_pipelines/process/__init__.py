@@ -1,0 +1,1 @@
+"""Command lines of the data commands, and where commands write."""
