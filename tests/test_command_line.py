@@ -70,7 +70,7 @@ def test_overrides_reach_the_config(parse):
         ("--config.lr=1", 'has no field "lr"; did you mean "optim.lr"?'),
         ("--config.depht=1", '"depht"; did you mean "model.depth"?'),
         ("--config.xyz=1", '"xyz"; it has model.depth, num_steps, optim.lr, optim.warmup.'),
-        ("--config.optim.lr=fast", "could not convert string to float: 'fast'"),
+        ("--config.optim.lr=fast", "'fast' is no number"),
         ("--config.num_steps", "Missing value"),
         ("--wrkdir=x", "Did you mean: workdir"),
     ],

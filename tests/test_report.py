@@ -110,7 +110,7 @@ def test_results_that_are_not_there_are_refused(folder, tmp_path):
         report.write(tmp_path / "r.html", **arguments | {"run": tmp_path})
     with pytest.raises(ValueError, match="gone.json.*cannot be read"):
         report.write(tmp_path / "r.html", **arguments | {"results": tmp_path / "gone.json"})
-    with pytest.raises(ValueError, match="no accuracies"):
+    with pytest.raises(ValueError, match="holds no results of vidgen.evaluate: it lacks"):
         report.write(tmp_path / "r.html", **arguments | {"results": folder / "run.json"})
     (tmp_path / "results.json").write_bytes((folder / "results.json").read_bytes())
     with pytest.raises(ValueError, match="0-generated.mp4, a video of the results"):

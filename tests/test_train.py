@@ -96,7 +96,7 @@ FRAMES_102 = '{"32": {"102": (1.0, 2)}}'
         ("--config.accumulate.batches=0", "accumulate.batches=0: use 1 or more"),
         ("--config.accumulate.weighting=rank", "is unknown: use one of batch, clip, token"),
         ("--config.checkpoint.keep=0", "checkpoint.keep=0: use 1 or more"),
-        ("--config.schedule.lr=nan", "schedule.lr=nan: use a finite number"),
+        ("--config.schedule.lr=inf", "schedule.lr=inf: use a finite number"),
         ("--config.ema_decay=1.5", "ema_decay=1.5: use 0 to 1"),
         ("--config.data.path=SHARDS/none", "is no finished data set"),
         ("--config.data.path=SHARDS/..", "is no finished data set"),

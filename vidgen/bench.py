@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipelines.loading import buckets, resolutions
+from data_pipelines.loading import buckets
 from vidgen import tasks
 from vidgen.diffusion import encoders
 from vidgen.process import command_line, runtime
+from vidgen.tasks import runs
 from vidgen.training import data, micro_steps, sharding, train_state
 from vidgen.weights import digests
 
@@ -109,20 +110,35 @@ def define_flags() -> None:
     flags.DEFINE_integer("repeats", 5, "Timed steps of each bucket.", lower_bound=1)
     flags.DEFINE_string("out", None, "JSON file for the measurements.")
     flags.mark_flags_as_required(["config"])
+    command_line.writes_file("out")
+
+
+def used_buckets(config) -> list[buckets.Bucket]:
+    """The square buckets of a config that hold clips, from large to small.
+
+    Raises:
+        ValueError: If the config does not give a training step.
+    """
+    if config.microbatches < 1:
+        raise ValueError(f"microbatches={config.microbatches}: use 1 or more.")
+    table = encoders.bucket_table(config)
+    found = buckets.Table(table, ["1.00"]).all_buckets()
+    task, tx = tasks.make_task(config), train_state.make_optimizer(config)
+    jax.eval_shape(functools.partial(train_state.init_state, task=task, tx=tx), jax.random.key(0))
+    return found
 
 
 def main(argv) -> None:
     del argv
     runtime.compile_cache()
-    config = flags.FLAGS.config
+    config, rows = flags.FLAGS.config, []
+    with runs.refusing("bench"):
+        chosen = used_buckets(config)
     print(runtime.describe())
-    rows = []
-    for resolution, entries in encoders.bucket_table(config).items():
-        height, width = resolutions.sizes(resolution)["1.00"]
-        for frames, (_, batch_size) in entries.items():
-            bucket = buckets.Bucket(resolution, frames, "1.00", height, width, batch_size)
-            name = {"bucket": f"{resolution} x {frames}", "batch_size": batch_size}
-            rows.append(name | measure(config, bucket, flags.FLAGS.repeats))
+    for bucket in chosen:
+        name = f"{bucket.resolution} x {bucket.num_frames}"
+        found = measure(config, bucket, flags.FLAGS.repeats)
+        rows.append({"bucket": name, "batch_size": bucket.batch_size} | found)
     print(table(rows))
     if flags.FLAGS.out:
         found = {"machine": runtime.describe(), "rows": rows}

@@ -234,9 +234,11 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "File of the experiment, for --data.")
     flags.DEFINE_string("data", None, "Folder of shards; without it, data are made.")
     flags.DEFINE_integer("repeats", 5, "Batches of each bucket; the fastest counts.", lower_bound=1)
-    flags.DEFINE_integer("mean_tokens", 120, "Of the texts that are made, at most 200.")
+    limits = {"lower_bound": 2, "upper_bound": 200}
+    flags.DEFINE_integer("mean_tokens", 120, "Of the texts that are made.", **limits)
     flags.DEFINE_string("only", "", "Buckets whose name begins so, as 144p/51.")
     flags.DEFINE_string("out", None, "JSON file for the measurements.")
+    command_line.writes_file("out")
 
 
 def main(argv) -> None:
@@ -246,6 +248,9 @@ def main(argv) -> None:
     with runtime.refusing():
         if (values.data is None) != (values.config is None):
             raise ValueError("--config and --data belong together: give both, or none.")
+        for name in ("only", "mean_tokens"):
+            if values.data and values[name].present:
+                raise ValueError(f"--{name} is for data that are made: leave it or --data out.")
         print(HEADER)
         if values.data:
             rows = measure_own(values.config, values.data, values.repeats)

@@ -146,7 +146,9 @@ class Ours:
 def open_ours(source: pathlib.Path, weights: str = "ema", step: int | None = None) -> Ours:
     """Opens a run's working folder, or a folder of `to_vidgen`; reads no weights yet."""
     if (source / MODEL).is_file():
-        note = json.loads((source / MODEL).read_text())
+        note = _read_note(source / MODEL)
+        if step is not None:
+            raise ValueError(f"--step={step}: {source} is an import, which has no steps.")
         entries = torch_files.read_headers(source / tree_files.WEIGHTS)
         arrays = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
         read = lambda path: entries[path].read_rows() if _stacked(path) else [entries[path].read()]
@@ -183,6 +185,17 @@ def open_ours(source: pathlib.Path, weights: str = "ema", step: int | None = Non
         own["input_sq_size"] = config.flow.position_size
         own["class_dropout_prob"] = config.data.text_dropout
     return Ours(layout, arguments, arrays, read, made_by, own)
+
+
+def _read_note(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text())
+        return {name: note[name] for name in ("layout", "arguments", "config", "source")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): make the folder again with "
+            "vidgen.convert --to=vidgen."
+        ) from error
 
 
 def _stacked(path: str) -> bool:
@@ -290,16 +303,27 @@ def define_flags() -> None:
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Of a run: average or last update.")
     flags.DEFINE_integer("step", None, "Checkpoint of a run; by default the newest.", lower_bound=0)
     flags.DEFINE_bool("allow_pickle", False, "Read .pth, .pt and .bin, in a process of their own.")
-    flags.DEFINE_float("shard_gb", 5.0, "Largest file of an export, in 1e9 bytes.", lower_bound=0)
+    flags.DEFINE_float("shard_gb", 5.0, "Largest file of an export, 1e9 bytes.", lower_bound=1e-3)
     flags.DEFINE_string("license", "unknown", "For the model card of an export.")
     flags.DEFINE_string("samples", "", "Folder of vidgen.sample that goes with an export.")
     flags.mark_flags_as_required(["to", "source", "out"])
+    command_line.writes_folder("out")
+
+
+def _check_direction(values: flags.FlagValues) -> None:
+    """Refuses flags that the chosen direction would pass over."""
+    other = {"vidgen": ("weights", "step", "shard_gb", "license", "samples")}
+    other["open-sora"] = ("allow_pickle",)
+    for name in other[values.to]:
+        if values[name].present:
+            raise ValueError(f"--{name} does nothing with --to={values.to}: leave it out.")
 
 
 def main(argv):
     del argv
     values = flags.FLAGS
     with runs.refusing("convert"):
+        _check_direction(values)
         if values.to == "vidgen":
             chosen = {"dtype": values.dtype, "allow_pickle": values.allow_pickle}
             to_vidgen(values.source, values.layout or "stdit", values.out, **chosen)

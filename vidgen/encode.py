@@ -79,7 +79,10 @@ def encode(
         SystemExit: If the process was asked to stop.
     """
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} is not in 0..{process_count - 1}.")
+        raise ValueError(
+            f"process_index={process_index} is not in 0..{process_count - 1}: give another one, or "
+            "a larger process_count."
+        )
     models = encoders.Encoders(config)
     reader = records.Reader(source)
     if reader.kind != "video":
@@ -310,11 +313,12 @@ def define_flags() -> None:
         "latents", "posterior", ["posterior", "sample"], "Mean and deviation, or one draw of them."
     )
     place, count = os.environ.get("VIDGEN_PROCESS", "0"), os.environ.get("VIDGEN_PROCESSES", "1")
-    flags.DEFINE_integer("process_index", place, "Which of the processes this is, from 0.")
-    flags.DEFINE_integer("process_count", count, "How many processes share the work.")
+    flags.DEFINE_integer("process_index", place, "Which of the processes this is.", lower_bound=0)
+    flags.DEFINE_integer("process_count", count, "How many share the work.", lower_bound=1)
     flags.DEFINE_integer("check", 0, "Samples to decode back to mp4.", lower_bound=0)
     flags.DEFINE_float("min_psnr", None, "End with an error where a sample of --check has less.")
     flags.mark_flags_as_required(["config", "source", "out"])
+    command_line.writes_folder("out")
 
 
 def main(argv) -> None:
@@ -324,6 +328,8 @@ def main(argv) -> None:
     runtime.compile_cache()
     values = flags.FLAGS
     with runtime.refusing():
+        if values.min_psnr is not None and not values.check:
+            raise ValueError(f"--min_psnr={values.min_psnr} is for --check=N: give both, or none.")
         meta = encode(
             values.config,
             values.source,

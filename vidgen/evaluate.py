@@ -50,15 +50,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("shown", 24, "Videos that are kept.", lower_bound=0)
     flags.DEFINE_integer("step", None, "Checkpoint; by default the newest.", lower_bound=0)
     flags.DEFINE_string("vae", "", "Weights of the VAE, if they are not where the run had them.")
-    flags.DEFINE_integer("height", None, "Pixels; by default as in training.", lower_bound=1)
-    flags.DEFINE_integer("width", None, "Pixels; by default as in training.", lower_bound=1)
-    flags.DEFINE_integer("num_frames", None, "By default as in training.", lower_bound=1)
+    flags.DEFINE_integer("height", None, "Pixels; by default as vidgen.sample.", lower_bound=1)
+    flags.DEFINE_integer("width", None, "Pixels; by default as vidgen.sample.", lower_bound=1)
+    flags.DEFINE_integer("num_frames", None, "By default as vidgen.sample.", lower_bound=1)
     flags.DEFINE_float("fps", None, "Frames per second.", lower_bound=1, upper_bound=1000)
     flags.DEFINE_integer("steps", None, "Denoising steps.", lower_bound=1)
-    flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 is none.")
+    flags.DEFINE_float("guidance", None, "Of the text; 1 is no amplification.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of prompts, noise and real clips.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 32, "Videos drawn at once.", lower_bound=1)
     flags.mark_flags_as_required(["workdir", "out"])
+    command_line.writes_file("out")
 
 
 class Evaluation:

@@ -21,6 +21,9 @@ from vidgen.reporting import report_page
 from vidgen.tasks import runs
 from vidgen.weights import digests
 
+RESULTS = ("prompt_following", "prompt_following_raw", "judge", "judge_through_vae", "vae_psnr")
+RESULTS += ("videos", "raw_videos", "settings", "parameters", "machine", "clips", "seconds")
+
 
 def define_flags() -> None:
     """Defines the command's flags; called once, so that other commands can import this one."""
@@ -32,6 +35,7 @@ def define_flags() -> None:
         "seconds", None, "JSON file: how long each phase took; by default the folder's."
     )
     flags.mark_flags_as_required(["run", "out"])
+    command_line.writes_file("out")
 
 
 def write(
@@ -63,8 +67,11 @@ def write(
     out, run, results = pathlib.Path(out), pathlib.Path(run), pathlib.Path(results)
     config = runs.load_config(run)
     found = _read_json(results, "the results of vidgen.evaluate")
-    if "prompt_following" not in found:
-        raise ValueError(f"{results} holds no results of vidgen.evaluate: it has no accuracies.")
+    if missing := [name for name in RESULTS if name not in found]:
+        raise ValueError(
+            f"{results} holds no results of vidgen.evaluate: it lacks {', '.join(missing)}. Give "
+            "its --out."
+        )
     losses = {"Video autoencoder": read_metrics(vae_run)} if vae_run else {}
     losses["STDiT"] = read_metrics(run)
     losses = {name: rows for name, rows in losses.items() if len(rows) > 1}
@@ -98,7 +105,7 @@ def find(folder: str | os.PathLike) -> dict[str, Any]:
     if (folder / "vae" / "metrics.jsonl").exists():
         found["vae_run"] = folder / "vae"
     if (folder / "seconds.json").exists():
-        found["seconds"] = _read_json(folder / "seconds.json", "the times of the phases")
+        found["seconds"] = _read_seconds(folder / "seconds.json")
     return found | {"commands": ["bash launch/quickstart.sh"]}
 
 
@@ -108,21 +115,31 @@ def read_metrics(run: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:  # the last line of a run that was cut short
             continue
-        if isinstance(row.get("loss"), float | int):
+        if isinstance(row, dict) and isinstance(row.get("loss"), float | int):
             rows.append(row)
     return rows
+
+
+def _read_seconds(path: pathlib.Path) -> dict[str, float]:
+    found = _read_json(path, "the times of the phases")
+    if not isinstance(found, dict) or not all(isinstance(x, int | float) for x in found.values()):
+        raise ValueError(f'{path} has no times of phases: give JSON such as {{"train": 763.0}}.')
+    return found
 
 
 def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}, {what}, cannot be read ({error}).") from error
+        raise ValueError(
+            f"{path}, {what}, cannot be read ({getattr(error, 'strerror', None) or error}): give a "
+            "whole JSON file of them."
+        ) from error
 
 
 def _commands(found, out, results, run) -> list[str]:
@@ -148,8 +165,13 @@ def main(argv):
         for name in ("results", "vae_run"):
             if values[name].value:
                 arguments[name] = values[name].value
+        if values.vae_run and not read_metrics(values.vae_run):
+            raise ValueError(
+                f"--vae_run={values.vae_run} has no metrics.jsonl with a loss: give the --workdir "
+                "that vidgen.train had for the VAE, or leave it out."
+            )
         if values.seconds:
-            arguments["seconds"] = _read_json(pathlib.Path(values.seconds), "the phases")
+            arguments["seconds"] = _read_seconds(pathlib.Path(values.seconds))
         print(write(values.out, **arguments))
 
 

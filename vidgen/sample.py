@@ -3,6 +3,10 @@
     python -m vidgen.sample --workdir=outputs/stdit --out=outputs/samples \\
         --prompt="a small red circle moves left slowly on a black background"
 
+A video has the size of the run's previews (preview.settings of its config); where they name none,
+that of a square of the largest resolution that it learned videos in, at the shortest length.
+--height, --width and --num_frames set it.
+
 Writes an mp4 a video (a png an image), and samples.json with all that it takes to draw them again:
 the same run, settings and machine give the same bytes.
 """
@@ -12,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -34,16 +39,17 @@ def define_flags() -> None:
     flags.DEFINE_integer("step", None, "Checkpoint; by default the newest.", lower_bound=0)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Moving average or last update.")
     flags.DEFINE_string("vae", "", "Weights of the VAE, if they are not where the run had them.")
-    flags.DEFINE_integer("height", None, "Pixels; by default as in training.", lower_bound=1)
-    flags.DEFINE_integer("width", None, "Pixels; by default as in training.", lower_bound=1)
-    flags.DEFINE_integer("num_frames", None, "1 is an image; by default as in training.")
+    flags.DEFINE_integer("height", None, "Pixels; see above for the default.", lower_bound=1)
+    flags.DEFINE_integer("width", None, "Pixels; see above for the default.", lower_bound=1)
+    flags.DEFINE_integer("num_frames", None, "1 is an image; default above.", lower_bound=1)
     flags.DEFINE_float("fps", None, "Frames per second.", lower_bound=1, upper_bound=1000)
     flags.DEFINE_integer("steps", None, "Denoising steps.", lower_bound=1)
-    flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 is none.")
+    flags.DEFINE_float("guidance", None, "Of the text; 1 is no amplification.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
     flags.DEFINE_integer("samples", 1, "Videos of each prompt.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 8, "Videos drawn at once.", lower_bound=1)
     flags.mark_flags_as_required(["workdir", "out"])
+    command_line.writes_folder("out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +143,8 @@ def read_prompts(prompts: list[str], path: str | None) -> list[str]:
         prompts = prompts + [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError('there is no prompt: give --prompt="..." or --prompt_file=FILE.')
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("--prompt is empty: write what the video should show.")
     return prompts
 
 
@@ -150,6 +158,8 @@ def main(argv):
         prompts = read_prompts(values.prompt, values.prompt_file)
         settings = {name: values[name].value for name in names}
         job = prepare(values.workdir, prompts, **settings)
+    size = "{height}x{width} pixels, {num_frames} frames at {fps:g} a second".format(**job.settings)
+    print(f"drawing {size}: --height, --width, --num_frames, --fps change it", file=sys.stderr)
     for path in write(job, values.out):
         print(path)
 

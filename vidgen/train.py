@@ -142,6 +142,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "File of the experiment.")
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, previews.")
     flags.mark_flags_as_required(["config", "workdir"])
+    command_line.writes_folder("workdir")
 
 
 def main(argv) -> int:

@@ -35,7 +35,7 @@ def refusing(command: str) -> Iterator[None]:
         logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except (ValueError, FileNotFoundError, checkpoint.DamagedError) as error:
+    except (ValueError, OSError, ImportError, checkpoint.DamagedError) as error:
         sys.stderr.write(f"{command}: {error}\n")
         raise SystemExit(runtime.EXIT_CONFIG) from error
 

@@ -153,6 +153,11 @@ def check_tree(tree: PyTree, expected: PyTree, name: str) -> None:
     """
     found = {path: tuple(x.shape) for path, x in flatten(tree).items()}
     wanted = {path: tuple(x.shape) for path, x in flatten(expected).items()}
+    if found and not found.keys() & wanted.keys():
+        raise ValueError(
+            f"{name} holds the weights of another model ({', '.join(sorted(found)[:3])}, ...), and "
+            f"not of the config's ({', '.join(sorted(wanted)[:3])}, ...): give those that it names."
+        )
     problems = [
         f"  {path}: missing, {wanted[path]}" for path in sorted(wanted.keys() - found.keys())
     ]
