@@ -13,9 +13,9 @@ from vidgen.training import checkpoint, sharding, workdir
 from vidgen.weights import tree_files
 
 
-def text_to_video(folder: pathlib.Path) -> pathlib.Path:
-    """A text-to-video run of configs/tiny.py in `folder/run`, with two checkpoints."""
-    config = tiny.get_config()
+def text_to_video(folder: pathlib.Path, config=None) -> pathlib.Path:
+    """A text-to-video run in `folder/run`, of configs/tiny.py or another, with two checkpoints."""
+    config = config or tiny.get_config()
     config.data.path = str(folder / "shards")  # there is none
     config.vae.weights = str(folder / "vae.safetensors")
     tree_files.save_safetensors(random_params(Autoencoder(config), 0), config.vae.weights)
@@ -26,9 +26,9 @@ def text_to_video(folder: pathlib.Path) -> pathlib.Path:
     return run
 
 
-def autoencoder(folder: pathlib.Path) -> pathlib.Path:
+def autoencoder(folder: pathlib.Path, config=None) -> pathlib.Path:
     """A run of the video VAE."""
-    config = tiny.get_config()
+    config = config or tiny.get_config()
     config.task = "autoencoder"
     workdir.guard(folder, config, "none")
     _save(folder, {2: random_params(tasks.make_task(config), 0)})
