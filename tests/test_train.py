@@ -79,7 +79,9 @@ def test_a_run_starts_from_weights_that_went_out_and_in(finished, latents, vae, 
     refused(
         [*again, "--config.start_from=nowhere"], "start_from=nowhere is no file: give the --out"
     )
-    refused([*again, f"--config.start_from={vae}"], "do not fit the config:")
+    refused(
+        [*again, f"--config.start_from={vae}"], "vae.safetensors holds the weights of another model"
+    )
     assert not (tmp_path / "other/run.json").exists()
 
 
