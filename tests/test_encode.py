@@ -1,5 +1,6 @@
 """Shards of latents hold what the models make of the clips, in the same bytes each time."""
 
+import itertools
 import json
 
 import jax
@@ -179,13 +180,23 @@ def test_how_and_where_latents_are_made_is_not_in_their_key(config, shards, mode
     assert key(other, frozen) != key(config, frozen)
 
 
-@pytest.mark.parametrize("most", [1, 16, 24])
-def test_few_clips_are_computed_for_nothing(most):
-    for clips in range(1, 200):
-        planned = encode.plan_batches(clips, most)
-        assert sum(count for count, _ in planned) == clips
-        assert sum(size for _, size in planned) <= 1.05 * clips
-        assert all(count == size for count, size in planned[:-1])
+@pytest.mark.parametrize("most", [1, 16, 24, 64, 512])
+@pytest.mark.parametrize("before", [0, 1, 212, 500])
+def test_few_clips_are_computed_for_nothing(most, before):
+    """Of a bucket whose clips begin after `before` others in their first shard."""
+    for in_bucket in [*range(1, 200), 512, 900, 1024, 4001]:
+        ends = [0, *range(encode.SHARD_CLIPS - before, in_bucket, encode.SHARD_CLIPS), in_bucket]
+        parts = [b - a for a, b in itertools.pairwise(ends)]
+        plans = [encode.plan_batches(clips, most, in_bucket) for clips in parts]
+        assert [sum(count for count, _ in plan) for plan in plans] == parts
+        assert sum(size for plan in plans for _, size in plan) <= 1.05 * in_bucket
+        assert all(count == size for plan in plans for count, size in plan[:-1])
+
+
+def test_a_large_bucket_needs_one_program():
+    parts = 300, 512, 512, 77
+    sizes = {size for n in parts for _, size in encode.plan_batches(n, 64, 10_000)}
+    assert sizes == {64}
 
 
 def no_models(models, frozen, mesh):

@@ -40,7 +40,7 @@ from vidgen.training import data, sharding
 from vidgen.weights import tree_files
 
 SHARD_CLIPS = 512
-BATCH_CLIPS = 64  # encoded at once on a device, at most: a power of two
+BATCH_CLIPS = 16  # encoded at once on a device, at most: a power of two
 BATCH_PIXELS = 64 << 20  # of their clips together, unless one has more
 _SPARE = 0.05  # share of the clips of a bucket that may be computed for nothing, to fill a batch
 _FORMAT = 2  # raise it when equal inputs give other latents
@@ -100,6 +100,7 @@ def encode(
     key = _key(config, reader, models, frozen, every_bucket, sampled)
     if meta := builder.finished(out, key):
         return meta
+    counts = dict(zip(known, np.bincount(numbers_M, minlength=len(known)), strict=True))
     num_shards = -(-len(rows_M) // SHARD_CLIPS)
     mine = range(process_index, num_shards, process_count)
     bad_list = f"{os.path.abspath(out)}.bad-{process_index}.jsonl"
@@ -109,11 +110,13 @@ def encode(
         work = builder.start(out, "latent", num_shards, key=key)
         todo = sorted(set(mine) & set(builder.missing(work, num_shards)))
         progress = {"total": len(mine), "initial": len(mine) - len(todo)}
-        for number in tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress):
+        bar = tqdm.tqdm(todo, desc="latent shards", unit="shard", **progress)
+        for number in bar:
             part = slice(number * SHARD_CLIPS, (number + 1) * SHARD_CLIPS)
             placed = [known[i] for i in numbers_M[part]]
             pairs = list(zip(rows_M[part].tolist(), placed, strict=True))
-            builder.write_shard(work, "latent", number, num_shards, clips.encode(pairs))
+            builder.write_shard(work, "latent", number, num_shards, clips.encode(pairs, counts))
+            bar.set_postfix(clips=clips.kept, computed=clips.computed)
     left_out = len(reader) - len(np.unique(rows_M))
     extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
     if every_bucket:
@@ -183,26 +186,30 @@ def batch_clips(bucket: buckets.Bucket, devices: int) -> int:
     return devices * (1 << fitting.bit_length() - 1)
 
 
-def plan_batches(clips: int, most: int) -> list[tuple[int, int]]:
-    """Cuts the clips of a bucket into batches: [(clips, size of the batch that computes them)].
+def plan_batches(clips: int, most: int, in_bucket: int) -> list[tuple[int, int]]:
+    """Cuts a bucket's clips of a shard into batches: [(clips, size of the batch that has them)].
 
-    Sizes are powers of two, so that few programs are compiled. A last batch that is not full is
-    filled up where that costs little, and is else cut into smaller ones.
+    Sizes go down by fours, so that few programs are compiled. A last batch that is not full is
+    filled up where that costs little, and is else cut into smaller ones: over the bucket, at most
+    1.05 times its clips are computed.
 
     Args:
-        clips: How many there are.
+        clips: How many the shard has.
         most: The largest size.
+        in_bucket: How many all shards have together.
     """
+    # where full shards have full batches only, the two at the bucket's ends share what is to spare
+    spare = _SPARE * (clips if SHARD_CLIPS % most else in_bucket / 2)
     batches_, left, size = [], clips, most
     while left:
         if left >= size:
             batches_.append((size, size))
             left -= size
-        elif size - left <= _SPARE * clips:
+        elif size - left <= spare:
             batches_.append((left, size))
             left = 0
         else:
-            size //= 2
+            size = -(-size // 4)
     return batches_
 
 
@@ -228,8 +235,8 @@ class _Clips(contextlib.AbstractContextManager):
     def __init__(self, config, reader, models, frozen, mesh, bad: reads.BadRecords, sampled: bool):
         self.config, self.reader, self.tokenize = config, reader, models.tokenize
         self.encode_batch = _make_encode_batch(models, frozen, mesh)
-        self.bad, self.sampled, self.devices = bad, sampled, mesh.size
-        self.computed = 0  # clips, those included that fill up a batch
+        self.bad, self.sampled, self.devices = bad, sampled, sharding.batch_devices(mesh)
+        self.kept, self.computed = 0, 0  # clips; the second counts those that fill up a batch too
         self.reads = reads.Reads(reader, config.data.deadline_seconds, bad)
         num_decoders = config.data.workers or _DECODERS
         self.threads = concurrent.futures.ThreadPoolExecutor(num_decoders)
@@ -239,14 +246,18 @@ class _Clips(contextlib.AbstractContextManager):
         self.decoders.close()
         self.threads.shutdown(cancel_futures=True)
 
-    def encode(self, part):
-        """Yields the records of [(row, bucket)] in this order, damaged clips left out."""
+    def encode(self, part, counts):
+        """Yields the records of [(row, bucket)] in this order, damaged clips left out.
+
+        `counts` has the clips of each bucket in all parts.
+        """
         by_bucket = collections.defaultdict(list)
         for row, bucket in part:
             by_bucket[bucket].append(row)
         todo = []
         for bucket, rows in by_bucket.items():
-            for count, size in plan_batches(len(rows), batch_clips(bucket, self.devices)):
+            most = batch_clips(bucket, self.devices)
+            for count, size in plan_batches(len(rows), most, counts[bucket]):
                 todo.append((bucket, rows[:count], size))
                 rows = rows[count:]
         made: dict = {}
@@ -262,6 +273,7 @@ class _Clips(contextlib.AbstractContextManager):
                 made |= self._encode_batch(bucket, found, size)
         for pair in part:
             if pair in made:
+                self.kept += 1
                 yield made[pair]
 
     def _read(self, row, bucket):
