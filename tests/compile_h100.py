@@ -4,7 +4,8 @@
 
 Says what each program needs of a device's memory, what the devices send each other, and which
 attention kernels it has. Without --all: one bucket of each kind, in minutes. With it: every bucket
-of the three stages, on one device and on eight, which takes hours.
+of the three stages, on one device and on eight, which takes hours; what stands in FILE already,
+and would be compiled from the same text by the same compiler, is taken from there.
 
 The compiler is that of JAX's plugin for CUDA, in an environment that is made once (--venv). Kernels
 are not tuned there, so the programs tell nothing of time.
@@ -12,6 +13,7 @@ are not tuned there, so the programs tell nothing of time.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -25,6 +27,9 @@ _FEW = {("train", "gradient"): (1, 8), ("encode", "encode"): (1,), ("sample", "f
 _FEW_BUCKET = ("144p", 51)
 _DEVICES = {"train": (1, 8), "encode": (1,), "sample": (1,)}
 _LARGEST = 8  # collectives of a row
+# What a row takes from that of an equal program: all that the compiler found.
+_FOUND = ("peak_bytes", "argument_bytes", "temp_bytes", "output_bytes", "alias_bytes")
+_FOUND += ("collectives", "largest", "attention", "compile_seconds")
 
 
 @dataclasses.dataclass
@@ -41,6 +46,7 @@ class Row:
         largest: The largest collectives.
         attention: Calls of cuDNN's kernels in the text of the program.
         flops: By `vidgen.models.flops`, without what is computed again.
+        digest: Of what is compiled: the lowered program and the versions.
         error: Why it could not be compiled.
     """
 
@@ -62,6 +68,7 @@ class Row:
     attention: dict[str, int] = dataclasses.field(default_factory=dict)
     lower_seconds: float = 0.0
     compile_seconds: float = 0.0
+    digest: str = ""
     error: str = ""
 
     @property
@@ -70,7 +77,53 @@ class Row:
         return f"{self.command}/{self.program}/{self.resolution}/{self.frames}x{self.devices}"
 
 
-def rows(is_all: bool, only: str) -> Iterator[Row]:
+class Known:
+    """Rows of a file, by what was compiled for them; what is found goes there after each program.
+
+    Args:
+        path: The file, or None to keep nothing.
+    """
+
+    def __init__(self, path: pathlib.Path | None):
+        self._path, self._by_place, self._by_digest = path, {}, {}
+        for row in self._read(path) if path and path.exists() else ():
+            self._learn(row)
+
+    @staticmethod
+    def _read(path) -> list[Row]:
+        try:
+            return [Row(**fields) for fields in json.loads(path.read_text())]
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"--json={path} is no record of this command: {error}.") from error
+
+    def _learn(self, row: Row) -> None:
+        self._by_place[row.name, row.clips] = row
+        if not row.error:
+            self._by_digest[row.digest] = row
+
+    def get(self, digest: str) -> Row | None:
+        """The row of a program that was compiled before."""
+        return self._by_digest.get(digest)
+
+    def add(self, row: Row) -> None:
+        """Takes a row, and writes the file."""
+        self._learn(row)
+        self._write()
+
+    def keep(self, rows: list[Row]) -> None:
+        """Leaves only these in the file."""
+        self._by_place = {(row.name, row.clips): row for row in rows}
+        self._write()
+
+    def _write(self) -> None:
+        from vidgen.weights import digests
+
+        if self._path:
+            text = json.dumps([dataclasses.asdict(r) for r in self._by_place.values()], indent=1)
+            digests.write_atomically(self._path, f"{text}\n".encode())
+
+
+def rows(is_all: bool, only: str, known: Known) -> Iterator[Row]:
     """Compiles what is asked for, and yields a row each, the small numbers of devices first."""
     import jax  # only the environment of the compiler has to have these
 
@@ -89,7 +142,7 @@ def rows(is_all: bool, only: str) -> Iterator[Row]:
                             row = _row(program, found, devices)
                             few = _FEW.get((command, program.name), ())
                             if (is_all or devices in few) and only in row.name:
-                                _compile(row, program, dict(mesh.shape))
+                                _compile(row, program, dict(mesh.shape), known)
                                 yield row
                     jax.clear_caches()
 
@@ -113,12 +166,20 @@ def _row(program, stages, devices) -> Row:
     )
 
 
-def _compile(row: Row, program, mesh) -> None:
+def _compile(row: Row, program, mesh, known: Known) -> None:
     """Fills in a row."""
+    import jax
+
     start = time.perf_counter()
     try:
         lowered = program.run.lower(*program.arguments)
         row.lower_seconds = time.perf_counter() - start
+        source = f"{jax.__version__} {mesh} {lowered.as_text()}"
+        row.digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+        if before := known.get(row.digest):
+            for name in _FOUND:
+                setattr(row, name, getattr(before, name))
+            return
         compiled = lowered.compile()
     except (ValueError, RuntimeError) as error:  # a row of its own, and the rest goes on
         row.error = f"{type(error).__name__}: {error}"
@@ -173,13 +234,13 @@ def main() -> int:
     if not h100_env.is_inside(args.venv):
         h100_env.run_inside(args.venv.absolute(), "tests.compile_h100", sys.argv[1:])
     print(HEADER)
-    found = []
-    for row in rows(args.all, args.only):
+    known, found = Known(args.json), []
+    for row in rows(args.all, args.only, known):
         print(line(row), flush=True)
         found.append(row)
-        if args.json:  # after each: hours would be lost
-            text = json.dumps([dataclasses.asdict(r) for r in found], indent=1)
-            args.json.write_text(text + "\n")
+        known.add(row)  # after each: hours would be lost
+    if args.all and not args.only:
+        known.keep(found)
     failed = sum(bool(row.error) for row in found)
     print(f"{len(found) - failed} programs compiled, {failed} refused")
     return 1 if failed or not found else 0

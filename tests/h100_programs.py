@@ -86,7 +86,7 @@ class Models:
 def train(models: Models, mesh, bucket) -> list[Program]:
     """What an update is made of, and what comes before it where shards hold videos or latents."""
     task, config = models.task, models.config
-    parts = micro_steps.slices(bucket.batch_size, mesh.size, config.microbatches)
+    parts = micro_steps.slices(bucket.batch_size, sharding.batch_devices(mesh), config.microbatches)
     part = dataclasses.replace(bucket, batch_size=bucket.batch_size // parts)
     places = sharding.by_path(models.state, config.sharding, mesh)
     state = sharding.placed(models.state, places)
@@ -116,7 +116,7 @@ def train(models: Models, mesh, bucket) -> list[Program]:
 
 def encode_clips(models: Models, mesh, bucket) -> list[Program]:
     """`vidgen.encode`: VAE and text encoder."""
-    clips = encode.batch_clips(bucket, mesh.size)
+    clips = encode.batch_clips(bucket, sharding.batch_devices(mesh))
     shapes = loader_batch(models, dataclasses.replace(bucket, batch_size=clips), "video")
     arrays = [shapes[name] for name in ("video", "text_ids", "text_mask")]
 

@@ -149,6 +149,7 @@ def test_what_text_to_video_cannot_use_is_refused(change, message, latents, vae,
 
 def test_latents_need_no_encoder(latents, tmp_path):
     toy.run(toy.text_to_video(latents, tmp_path / "run", "/none", "--config.num_steps=1"))
+    assert checkpoint.steps(tmp_path / "run") == [1]
 
 
 def test_how_and_where_may_change_when_a_run_goes_on(copy, latents, vae, tmp_path):

@@ -43,7 +43,7 @@ def measure(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
     """
     task, tx = tasks.make_task(config), train_state.make_optimizer(config)
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    parts = micro_steps.slices(bucket.batch_size, mesh.size, config.microbatches)
+    parts = micro_steps.slices(bucket.batch_size, sharding.batch_devices(mesh), config.microbatches)
     part = dataclasses.replace(bucket, batch_size=bucket.batch_size // parts)
     init = functools.partial(train_state.init_state, task=task, tx=tx)
     places = sharding.by_path(jax.eval_shape(init, jax.random.key(0)), config.sharding, mesh)

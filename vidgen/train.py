@@ -78,8 +78,9 @@ def train(config, folder) -> int:
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
         loader = make_loader(config, task, folder)
         mesh = sharding.make_mesh(config.mesh.to_dict())
+        devices = sharding.batch_devices(mesh)
         settings = config.accumulate.to_dict() | {"slices": config.microbatches}
-        micro_steps = micro_steps_lib.MicroSteps(loader, task.tokens, mesh.size, **settings)
+        micro_steps = micro_steps_lib.MicroSteps(loader, task.tokens, devices, **settings)
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)

@@ -45,10 +45,12 @@ def vae_maker(config):
     """Returns what makes the config's VAE, given `rngs`."""
     model = config.vae.model.to_dict()
     kinds = {"dtype": compute_dtype(config), "compat": config.get("compat", "")}
-    kinds["slice_pixels"] = (
-        config.vae.get("slice_pixels", 0) or None
-    )  # older runs have no such field
-    return functools.partial(vae.VideoVAE, **model, **kinds)
+    return functools.partial(vae.VideoVAE, **model, **kinds, slice_pixels=_slice_pixels(config))
+
+
+def _slice_pixels(config):
+    """Pixels that the VAE takes at a time; None for all. Configs of older runs lack the field."""
+    return config.vae.get("slice_pixels", 0) or None
 
 
 def vae_strides(config) -> dict[str, int]:
@@ -194,8 +196,8 @@ class Encoders:
 
     def _clips(self, num_frames: int, height: int, width: int) -> int | None:
         """Clips of this size that the VAE takes at a time; a large clip it cuts itself."""
-        slice_pixels = self.config.vae.get("slice_pixels", 0)  # older runs have no such field
-        return max(1, slice_pixels // (num_frames * height * width)) if slice_pixels else None
+        pixels = _slice_pixels(self.config)
+        return pixels and max(1, pixels // (num_frames * height * width))
 
     def encode_text(self, frozen, ids_BL, mask_BL):
         """Text features [B, L, E], float32."""

@@ -19,7 +19,7 @@ class TextToVideo:
 
     def __init__(self, config):
         self.model_config = config.model.to_dict()
-        dtype = encoders.compute_dtype(config)
+        self.dtype = dtype = encoders.compute_dtype(config)
         self.compat = config.get("compat", "")  # runs of older versions have no such field
         kinds = {"dtype": dtype, "compat": self.compat}
         make_model = functools.partial(stdit.STDiT, **self.model_config, **kinds)
@@ -101,7 +101,8 @@ class TextToVideo:
             encoded = self.encoders.encode_video(frozen, batch.pop("video"), jax.vmap(again)(key_B))
             batch["tokens"], batch["tokens_std"] = map(self.encoders.to_tokens, encoded)
             ids_BL, mask_BL = batch.pop("text_ids"), batch.pop("text_mask")
-            batch["text"] = self.encoders.encode_text(frozen, ids_BL, mask_BL)
+            text_BLE = self.encoders.encode_text(frozen, ids_BL, mask_BL)
+            batch["text"] = text_BLE.astype(self.dtype)  # the model would cast it at its start
             batch["text_length"] = mask_BL.sum(-1)
         # shards and batches hold float16
         mean_BtSP, std_BtSP = (batch[k].astype(jnp.float32) for k in ("tokens", "tokens_std"))

@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidgen.models.places import BATCH_AXES
+from vidgen.training import sharding
 
 Placed = TypeVar("Placed")
 
@@ -86,7 +87,7 @@ def _placement(batch_size: int, mesh: Mesh) -> NamedSharding:
     while batch_size % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
     if axes != BATCH_AXES:
-        devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        devices = sharding.batch_devices(mesh)
         if jax.process_count() > 1:
             raise ValueError(
                 f"a batch of {batch_size} cannot be divided among {devices} devices: make the "

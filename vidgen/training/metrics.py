@@ -179,8 +179,9 @@ class Rates:
 
     def started(self, labels: Sequence[str]) -> bool:
         """Notes a started step; False if the time until now went into compiling it."""
-        known = self._seen.issuperset(labels) and bool(self._seen or not labels)
-        self._seen.update(labels or ("",))
+        labels = labels or ("",)
+        known = self._seen.issuperset(labels)
+        self._seen.update(labels)
         return known
 
     def finished(self, work: Mapping[str, Any], clean: bool, now: float | None = None) -> None:

@@ -16,13 +16,11 @@ import numpy as np
 
 from vidgen.training import micro_steps as micro_steps_lib
 
-EXIT_NUMBERS = 79  # runtime.EXIT_NUMBERS
-
 
 class NumbersError(RuntimeError):
     """The numbers of a run are not finite any more."""
 
-    exit_code = EXIT_NUMBERS
+    exit_code = 79  # runtime.EXIT_NUMBERS
 
 
 class Numbers:

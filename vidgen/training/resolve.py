@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from vidgen.training import optim, train_state
 
@@ -55,7 +56,7 @@ def _check_numbers(config) -> None:
         "checkpoint.keep_every": 0,
     }
     least |= {"max_refused": 0, "preview.every": 0, "schedule.warmup_steps": 0, "optim.clip": 0}
-    flat = _flat(config)
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     wrong = [
         f"{name}={flat[name]}: use {low} or more."
         for name, low in least.items()
@@ -69,14 +70,6 @@ def _check_numbers(config) -> None:
         wrong.append(f"watchdog_seconds={config.watchdog_seconds}: use more than 0.")
     if wrong:
         raise ValueError("\n".join(wrong))
-
-
-def _flat(config, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in config.items():
-        nested = hasattr(value, "items")
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
 
 
 def describe(config, changed: Sequence[tuple], start: int) -> Iterator[str]:

@@ -78,7 +78,9 @@ def gradient(params, total, frozen, batch, number, weight, *, task, config):
     key = step_key(config, number, 0)
     (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, frozen, batch, key)
     found = grads, {"loss": loss, **metrics}
-    return jax.tree.map(lambda sum, x: sum + weight * x.astype(sum.dtype), total, found), loss
+    return jax.tree.map(
+        lambda so_far, x: so_far + weight * x.astype(so_far.dtype), total, found
+    ), loss
 
 
 def apply(state, total, *, tx, config):

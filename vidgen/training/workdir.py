@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from vidgen.weights import digests
 
@@ -41,17 +42,23 @@ def guard(
         (field, value before, value now) of what was set anew.
 
     Raises:
-        RefusedError: If the folder belongs to another run, with each field that differs.
+        RefusedError: If the folder holds a data set, or belongs to another run, with each field
+            that differs.
     """
     config = json.loads(json.dumps(getattr(config, "to_dict", lambda: config)(), default=str))
     path = pathlib.Path(workdir) / "run.json"
+    if path.with_name("meta.json").exists():
+        raise RefusedError(
+            f"{workdir} holds a data set (meta.json): give another workdir, where the run keeps "
+            "its own files."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     run = {"config": config, "fingerprint": fingerprint, "contents": dict(contents)}
     anew: list[tuple[str, Any, Any]] = []
     if path.exists():
         try:
             there = json.loads(path.read_text())
-            old, new = _fields(there["config"]), _fields(config)
+            old, new = (traverse_util.flatten_dict(c, sep=".") for c in (there["config"], config))
         except (ValueError, KeyError, TypeError) as error:
             raise RefusedError(
                 f"{path} is not readable ({error}): it should say which run {workdir} belongs to. "
@@ -97,16 +104,6 @@ def guard(
     if jax.process_index() == 0:
         digests.write_atomically(path, (json.dumps(run, indent=1) + "\n").encode())
     return anew
-
-
-def _fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _fields(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
