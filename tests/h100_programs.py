@@ -54,12 +54,16 @@ class Models:
         self.config = config = opensora.get_config(f"stage={stage},gpus={gpus}")
         config.text.folder = ""  # shapes are enough
         config.text.model = _T5_XXL
-        fsdp = min(config.mesh.fsdp, gpus)
-        self.mesh_shape = {"data": gpus // fsdp, "fsdp": fsdp}
+        self.gpus = gpus
         self.task, self.tx = tasks.make_task(config), train_state.make_optimizer(config)
         self.encoders = self.task.encoders
         self.key = jax.eval_shape(lambda: jax.random.key(0))
         self.table = encoders.bucket_table(config)
+
+    def mesh_shape(self, command: str) -> dict[str, int]:
+        """The mesh of a command: the config's for training; else each device has whole models."""
+        fsdp = min(self.config.mesh.fsdp, self.gpus) if command == "train" else 1
+        return {"data": self.gpus // fsdp, "fsdp": fsdp}
 
     @functools.cached_property
     def state(self) -> train_state.TrainState:

@@ -1,5 +1,7 @@
 """The list of programs keeps step with the commands; compiling them is `tests.compile_h100`."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -20,12 +22,28 @@ def test_stage_1_has_26_shapes(models):
 
 @pytest.mark.parametrize("command", h100_programs.COMMANDS)
 def test_programs_take_their_arguments(command, models):
-    mesh = sharding.make_mesh(models.mesh_shape)
+    mesh = sharding.make_mesh(models.mesh_shape(command))
     with jax.set_mesh(mesh):
         found = h100_programs.COMMANDS[command](models, mesh, models.bucket("144p", 51))
         lowered = [program.run.lower(*program.arguments) for program in found]
     assert found and all("module @jit" in program.as_text()[:200] for program in lowered)
     assert {program.command for program in found} == {command}
+
+
+def test_a_record_knows_equal_programs_and_forgets_no_row(tmp_path):
+    row = compile_h100.Row("train", "apply", "240p", 51, 160, [1], 8, 0.0, digest="same")
+    failed = dataclasses.replace(row, frames=102, digest="other", error="ValueError: no")
+    known = compile_h100.Known(tmp_path / "record.json")
+    known.add(row)
+    known.add(failed)
+    again = compile_h100.Known(tmp_path / "record.json")
+    assert again.get("same") == row and again.get("other") is None
+    again.add(dataclasses.replace(row, peak_bytes=7))  # the same place, compiled anew
+    again.keep(again.rows()[:1])
+    assert [r.peak_bytes for r in compile_h100.Known(tmp_path / "record.json").rows()] == [7]
+    (tmp_path / "record.json").write_text('[{"no": "row"}]')
+    with pytest.raises(SystemExit, match="is no record of this command"):
+        compile_h100.Known(tmp_path / "record.json")
 
 
 def test_a_row_shows_what_is_sent_and_why_it_failed():
