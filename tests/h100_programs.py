@@ -37,6 +37,7 @@ class Program:
         run: The jitted function.
         arguments: Its arguments, shapes for arrays.
         flops: Of all devices, by `vidgen.models.flops`; without what remat computes again.
+        sent: Bytes that a device is expected to gather or reduce, by the kind of collective.
     """
 
     command: str
@@ -45,6 +46,7 @@ class Program:
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
     flops: float
+    sent: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Models:
@@ -103,7 +105,8 @@ def train(models: Models, mesh, bucket) -> list[Program]:
         size = (bucket.num_frames, bucket.height, bucket.width) if kind == "video" else None
         frozen = models.encoders.abstract(mesh) if kind == "video" else {}
         arguments = (task, frozen, given, key, size)
-        found.append(Program("train", f"prepare {kind}", part, prepare, arguments, cost))
+        sent = {"all-gather": _cut_bytes(frozen)}
+        found.append(Program("train", f"prepare {kind}", part, prepare, arguments, cost, sent))
         batch = jax.eval_shape(functools.partial(prepare, task, size=size), frozen, given, key)
     batch = split_batch(batch, mesh)
     sums = jax.eval_shape(update.zeros, state.params, {}, batch)
@@ -111,8 +114,11 @@ def train(models: Models, mesh, bucket) -> list[Program]:
     scalars = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.float32)
     cost = 3 * part.batch_size * task.forward_flops(bucket)
     gradient = (state.params, sums, {}, batch, *scalars)
+    cut = _cut_bytes(state.params) // 2  # held in float32, sent in bfloat16
+    passes = 2 if config.model.remat else 1  # forward, and again in the backward pass
+    sent = {"all-gather": passes * cut, "reduce-scatter": cut}
     return [
-        Program("train", "gradient", part, update.gradient, gradient, cost),
+        Program("train", "gradient", part, update.gradient, gradient, cost, sent),
         Program("train", "apply", part, update.apply, (state, sums), 0),
         *found,
     ]
@@ -194,6 +200,12 @@ def split_batch(tree, mesh):
     """Shapes, cut along their first axis as `data.to_global` cuts a batch."""
     place = lambda x: data._placement(x.shape[0], mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
+
+
+def _cut_bytes(tree) -> int:
+    """Bytes of the arrays that are cut among devices."""
+    leaves = [x for x in jax.tree.leaves(tree) if not x.sharding.is_fully_replicated]
+    return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 def _text_flops(models):
