@@ -40,6 +40,8 @@ def by_comparing_all(hashes, distance, pixels, seconds, ids):
 @pytest.mark.parametrize(("frames", "distance"), [(1, 0), (1, 5), (3, 3), (4, 6)])
 def test_the_search_finds_what_comparing_all_pairs_finds(frames, distance, small, monkeypatch):
     monkeypatch.setattr(dedup, "_SMALL", small)
+    monkeypatch.setattr(dedup, "_FEW", small)
+    monkeypatch.setattr(dedup, "_AT_ONCE", small)
     hashes, facts = clips(np.random.default_rng(distance), 160, frames, distance)
     found = dedup.near(hashes, distance, **facts)
     assert found == by_comparing_all(hashes, distance, **facts)
@@ -76,6 +78,26 @@ def test_a_black_corner_of_the_web_is_no_quadratic_wait():
     hashes = [row.astype(">u8").tobytes() for row in words]
     facts = {"pixels": [1] * n, "seconds": [1] * n, "ids": [f"{i:06d}" for i in range(n)]}
     assert len(dedup.near(hashes, 4, **facts)) >= 2 * n // 3 - 1
+
+
+@pytest.mark.parametrize("n", [2_000, 8_000])
+def test_look_alikes_are_compared_with_what_is_kept_alone(n, monkeypatch):
+    """A lecture in pieces: all within three bits of one, and so within six of each other."""
+    rng, compared = np.random.default_rng(0), []
+    words = np.full((n, 4), 0x0F0F_3355_1234_ABCD, np.uint64)
+    for _ in range(3):
+        words ^= np.uint64(1) << rng.integers(0, 64, words.shape).astype(np.uint64)
+    compare = dedup._compare
+
+    def counted(kept, new, ours, theirs, low, high, *rest):
+        compared.append((high - low).sum())
+        return compare(kept, new, ours, theirs, low, high, *rest)
+
+    monkeypatch.setattr(dedup, "_compare", counted)
+    hashes = [row.astype(">u8").tobytes() for row in words]
+    facts = {"pixels": [1] * n, "seconds": [1] * n, "ids": [f"{i:06d}" for i in range(n)]}
+    assert len(dedup.near(hashes, 8, **facts)) == n - 1
+    assert sum(compared) <= n
 
 
 def test_equal_keys_keep_the_smallest_id():

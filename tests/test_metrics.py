@@ -84,6 +84,11 @@ def test_steps_that_compile_do_not_count():
     assert "samples_per_second" not in summary
 
 
+def test_the_first_step_without_labels_compiles_too():
+    rates = metrics.Rates()
+    assert [rates.started(()) for _ in range(3)] == [False, True, True]
+
+
 def test_the_line_of_progress_tells_loss_speed_and_time_left(tmp_path, capsys):
     values = {"loss": 0.51234, "tokens_per_second": 2e4, "flops_per_second": 3.1e12}
     text = metrics.describe(1800, {**values, "step_seconds": 2.5})

@@ -74,3 +74,10 @@ def test_a_broken_run_file_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="is not readable"):
         workdir.guard(tmp_path, CONFIG, "f1")
+
+
+def test_a_data_set_is_no_working_folder(tmp_path):
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(workdir.RefusedError, match="holds a data set .*give another workdir"):
+        workdir.guard(tmp_path, CONFIG, "f1", FREE)
+    assert [path.name for path in tmp_path.iterdir()] == ["meta.json"]
