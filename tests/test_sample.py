@@ -93,6 +93,19 @@ def test_prompts_come_from_flags_and_file(tmp_path):
         sample.read_prompts(["a"], str(tmp_path / "gone"))
 
 
+def test_prompts_are_lines_whatever_wrote_them(tmp_path):
+    path = tmp_path / "prompts.txt"
+    for content in (
+        b"\xef\xbb\xbfa red circle\r\n\r\na blue\xe2\x80\xa8square\r\n",
+        "\ufeffa red circle\r  a blue\u2028square".encode("utf-16-be"),
+    ):
+        path.write_bytes(content)
+        assert sample.read_prompts([], path) == ["a red circle", "a blue\u2028square"]
+    path.write_bytes(b"\xff\xff")
+    with pytest.raises(ValueError, match="cannot be read as UTF-8"):
+        sample.read_prompts([], path)
+
+
 @pytest.mark.parametrize(
     "prompt, name",
     [("A red circle!", "a-red-circle"), ("../x", "x"), ("?!", "video"), ("x" * 70, "video")],

@@ -228,16 +228,102 @@ def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
     lines = ["path,text", "a.mp4,fine", 'deep/b.mp4,"open', *(f"c{i}.mp4,x" for i in range(5000))]
     (folder / "t.csv").write_text("\n".join(lines))
     table = specs.read(folder / "t.csv")
-    assert reasons(table) == ["", "truncated"]
-    assert "is a quote left open?" in table[1].given["refused"]
+    assert reasons(table) == ["", "open quote"] + ["missing file"] * 5000
+    assert table[1].id == "deep/b.mp4" and "double the quotes in it" in table[1].given["refused"]
     assert csv.field_size_limit() == 131072  # as it was
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        # closed by the next row's own quote, in the middle of a cell
+        (['a.mp4,"one', 'deep/b.mp4,"two, three"', "c.png,four"], [None, "two, three", "four"]),
+        # at the end of a cell: looks like a caption of two lines
+        (['a.mp4,"one', 'deep/b.mp4,two"', "c.png,four"], [None, 'two"', "four"]),
+        (['a.mp4,"one', 'deep/b.mp4,""', 'c.png,"four"'], [None, None, "four"]),
+        # never
+        (["c.png,one", 'a.mp4,"two', "deep/b.mp4,three"], ["one", None, "three"]),
+        (["c.png,one", 'a.mp4,"two'], ["one", None]),
+        # meant so
+        (
+            ['a.mp4,"one', "and the second line", 'x,y"', "c.png,two"],
+            ["one and the second line x,y", "two"],
+        ),
+        (['a.mp4,"a ""red"" car, fast"', "c.png,two"], ['a "red" car, fast', "two"]),
+        (['a.mp4,a 6" pipe', 'c.png,"a" small dog'], ['a 6" pipe', "a small dog"]),
+    ],
+)
+def test_an_open_quote_takes_no_other_row_with_it(lines, wanted, folder):
+    for end in ("\n", "\r\n"):
+        (folder / "t.csv").write_bytes(end.join(["path,text", *lines, ""]).encode())
+        table = specs.read(folder / "t.csv")
+        assert [clip.text for clip in table] == wanted
+        verdicts = ["" if text else "open quote" for text in wanted]
+        if lines[1] == 'deep/b.mp4,""':
+            verdicts[1] = ""
+        assert reasons(table) == verdicts
+
+
+@pytest.mark.parametrize(
+    "extra", ["a red car, fast,30", "a red car, fast", 'x,"y, z",30,', "x,1,2,,3"]
+)
+def test_a_row_with_more_cells_than_the_header_is_refused_by_name(extra, folder):
+    columns = 2 + extra.endswith("30") + (extra[0] == "x")
+    header = ",".join(["path", "text", "fps", "size"][:columns])
+    (folder / "t.csv").write_text(f"{header}\na.mp4,{extra}\nc.png,plain,\n")
+    table = specs.read(folder / "t.csv")
+    assert [clip.id for clip in table] == ["a.mp4", "c.png"]
+    wanted = "more cells" if columns < 4 or extra.startswith("x,1") else ""
+    assert reasons(table) == [wanted, ""]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
+def test_a_byte_order_mark_tells_the_encoding(kind, encoding, folder):
+    caption = "a dog\u2028in São Paulo"
+    texts = {
+        "csv": f"path,text\r\na.mp4,{caption}\r\n",
+        "jsonl": json.dumps({"path": "a.mp4", "text": caption}, ensure_ascii=False) + "\n",
+        "txt": caption,
+    }
+    mark = "\ufeff" if encoding.endswith("le") else ""
+    name = "a.txt" if kind == "txt" else f"t.{kind}"
+    (folder / name).write_bytes((mark + texts[kind]).encode(encoding))
+    table = specs.read(folder if kind == "txt" else folder / name)
+    assert table[0].id == "a.mp4" and table[0].text == "a dog in São Paulo"
+
+
+def test_parts_of_one_file_are_clips_of_their_own(folder):
+    rows = [
+        ("a.mp4", "0", "1"),
+        ("a.mp4", "1", "2.5"),
+        ("a.mp4", "1.0", "2.50"),
+        ("a.mp4", "", "1"),
+    ]
+    rows += [("a.mp4", "3", ""), ("a.mp4", "", "")]
+    table = specs.read(
+        write(folder / "t.csv", ("path", "start", "end", "text"), [(*r, "x") for r in rows])
+    )
+    assert reasons(table) == ["", "", "duplicate id", "duplicate id", "", ""]
+    assert [c.id for c in table][:2] == ["a.mp4@0-1", "a.mp4@1-2.5"]
+    assert [c.id for c in table][4:] == ["a.mp4@3-", "a.mp4"]
+
+
+@pytest.mark.parametrize("there, asked", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_name_is_found_in_either_form(there, asked, folder):
+    form = lambda kind: unicodedata.normalize(kind, "é/ü.mp4")
+    (folder / form(there)).parent.mkdir()
+    (folder / form(there)).write_bytes(b"x")
+    [clip] = specs.read(write(folder / "t.csv", ("path", "text"), [(form(asked), "x")]))
+    assert reasons([clip]) == [""] and os.path.exists(clip.file)
+    assert clip.id == form("NFC")
 
 
 def test_short_long_and_blank_lines_of_a_csv_do_no_harm(folder):
     (folder / "t.csv").write_text("\ufeffpath,text,score\na.mp4\n\n\nc.png,x,1,2,3\n,,\n")
     table = specs.read(folder / "t.csv")
-    assert reasons(table) == ["", "", "missing path"]
-    assert (table[0].text, table[1].given) == (None, {"score": 1.0})
+    assert reasons(table) == ["", "more cells", "missing path"]
+    assert (table[0].text, table[1].id) == (None, "c.png")
 
 
 def test_columns_can_be_named(folder):
@@ -253,7 +339,7 @@ def test_columns_can_be_named(folder):
         ("t.csv", None, "does not exist"),
         ("t.csv", b"", "has no rows"),
         ("t.csv", b"path,text\n", "has no rows"),
-        ("t.csv", "path,text\na.mp4,b\n".encode("utf-16"), "not a CSV file in UTF-8"),
+        ("t.csv", "path,text\na.mp4,b\n".encode("utf-16-le"), "not a CSV file in UTF-8"),
         ("t.csv", b'path,text\na.mp4,"' + b"x" * (65 << 20), "field larger than field limit"),
         ("t.jsonl", b"", "has no rows"),
         ("t.jsonl", b'{"file": "a.mp4"}\n', "no column path; its columns are file"),
@@ -286,9 +372,9 @@ def test_a_folder_takes_captions_from_txt_or_json(folder):
     (folder / "deep/b.json").write_text(json.dumps({"caption": "second", "end": 2, "motion": 0.5}))
     (folder / "c.json").write_text("[" * 100_000)
     table = {clip.id: clip for clip in specs.read(folder)}
-    assert list(table) == ["a.mp4", "c.png", "deep/b.mp4", "inner.mp4", "link.mp4"]
+    assert list(table) == ["a.mp4", "c.png", "deep/b.mp4@0-2", "inner.mp4", "link.mp4"]
     assert table["a.mp4"].text == "first" and table["a.mp4"].source == "folder"
-    deep = table["deep/b.mp4"]
+    deep = table["deep/b.mp4@0-2"]
     assert (deep.text, deep.end, deep.given) == ("second", 2.0, {"motion": 0.5})
     assert reasons(table.values()) == ["", "bad json", "", "", "outside root"]
     assert table["inner.mp4"].text is None

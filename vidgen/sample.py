@@ -24,6 +24,7 @@ import tqdm
 from absl import flags
 
 from data_pipelines.media import encoding
+from data_pipelines.process import text_files
 from vidgen.diffusion import generate
 from vidgen.process import command_line, runtime
 from vidgen.tasks import runs
@@ -137,7 +138,7 @@ def read_prompts(prompts: list[str], path: str | None) -> list[str]:
     """
     if path:
         try:
-            lines = pathlib.Path(path).read_text("utf-8").splitlines()
+            lines = text_files.read_lines(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompt_file={path} cannot be read as UTF-8 ({error}).") from error
         prompts = prompts + [line.strip() for line in lines if line.strip()]

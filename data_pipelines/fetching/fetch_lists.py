@@ -6,12 +6,12 @@ in the header Link. That is what huggingface_hub's `list_repo_tree` reads.
 """
 
 import dataclasses
-import pathlib
 import re
 import urllib.parse
 
 import data_pipelines.sources.miradata as mira
 from data_pipelines.fetching import web
+from data_pipelines.process import text_files
 from data_pipelines.sources import rows
 
 OPENVID = "datasets/nkp37/OpenVid-1M"
@@ -164,7 +164,7 @@ def with_sums(items: list[Item], file: str) -> list[Item]:
 
 def _lines(file: str, flag: str) -> list[str]:
     try:
-        return pathlib.Path(file).read_text("utf-8").splitlines()
+        return text_files.read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "") or "it is not UTF-8"
         raise ValueError(f"{flag}={file} cannot be read ({reason}): give a text file.") from error

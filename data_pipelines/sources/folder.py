@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from data_pipelines.media import limits
+from data_pipelines.process import text_files
 from data_pipelines.sources import clips, rows, tables
 
 TEXT_KEYS = ("text", "caption", "prompt")
@@ -73,8 +74,8 @@ def parse_sidecar(name: str, content: bytes) -> dict:
     if len(content) > MAX_SIDECAR:
         raise rows.Refused("caption too long", f"{name} has over {MAX_SIDECAR} bytes.")
     if not name.endswith(".json"):
-        return {"text": content.decode("utf-8-sig", "replace")}
-    found = tables.parse_json(content)
+        return {"text": text_files.decode(content, "replace")}
+    found = tables.parse_json(text_files.decode(content, "replace"))
     if isinstance(found, rows.Refused):
         raise rows.Refused(found.reason, f"{name}: {found}")
     return found

@@ -29,11 +29,16 @@ _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
 class Refused(ValueError):
-    """A row that cannot be used; `reason` is one short word or two for counting."""
+    """A row that cannot be used.
 
-    def __init__(self, reason: str, message: str):
+    Attributes:
+        reason: One short word or two for counting.
+        path: Of the row, where it could be read; it names the row then.
+    """
+
+    def __init__(self, reason: str, message: str, *, path: str | None = None):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.path = reason, path
 
 
 class Rows:
@@ -70,7 +75,8 @@ class Rows:
             number: Names a row that has no usable id: "row-000017".
             path: As written in the table. With `file` it only names the clip.
             text: Caption.
-            id: Where the source has its own; otherwise the path is the id.
+            id: Where the source has its own; otherwise the path is the id, with the times where
+                there are some ("a.mp4@1-2.5"): one file may hold many clips.
             start: Seconds, or "H:MM:SS.sss".
             end: The same.
             given: Other columns; of them, numbers and short strings stay.
@@ -94,6 +100,8 @@ class Rows:
                 place = self._file(path)
             clean = clean_caption(text)
             times = clean_times(start, end)
+            if (id is None or id == "") and times != (None, None):
+                clip_id += _span(*times)
             if clip_id in self._ids:
                 raise Refused("duplicate id", f"{clip_id} stands in an earlier row.")
         except Refused as error:
@@ -130,7 +138,13 @@ class Rows:
 
     def _file(self, path: object) -> str:
         file = self._place(path)[1]
-        return file if "://" in self._base else inside(self._root, file)
+        if "://" in self._base:
+            return file
+        if not (file.isascii() or os.path.lexists(file)):
+            # macOS writes names in NFD, and most tables are in NFC
+            forms = (unicodedata.normalize(form, file) for form in ("NFC", "NFD"))
+            file = next(filter(os.path.lexists, forms), file)
+        return inside(self._root, file)
 
 
 def inside(root: str, file: str) -> str:
@@ -151,7 +165,11 @@ def inside(root: str, file: str) -> str:
         raise Refused("unreadable", f"the file cannot be reached: {error}.") from error
     top = _real_folder(root)
     if os.path.commonpath([top, real]) != top:
-        raise Refused("outside root", f"the file is {real}, outside of {root}.")
+        raise Refused(
+            "outside root",
+            f"the file is {real}, outside of {root}: SOURCE?root=FOLDER allows a folder that "
+            "holds both.",
+        )
     if not stat.S_ISREG(status.st_mode):
         raise Refused("not a file", "the path is of a folder or a device.")
     return file
@@ -221,6 +239,11 @@ def clean_times(start: object, end: object) -> tuple[float | None, float | None]
     if last is not None and last <= (first or 0.0):
         raise Refused("bad times", f"the clip ends at {last} s and starts at {first or 0.0} s.")
     return first, last
+
+
+def _span(start: float | None, end: float | None) -> str:
+    """What tells one part of a file from another, in a clip's id: "@1.5-4"."""
+    return f"@{start or 0.0:.10g}-{'' if end is None else f'{end:.10g}'}"
 
 
 def _seconds(value: object) -> float | None:

@@ -2,19 +2,25 @@
 
 Columns `path` (relative to the table) and `text`, or as named by the caller. `id`, `start` and
 `end` (seconds, or H:MM:SS) are taken where they exist, and every other number or short string goes
-into `Clip.given`. A row that cannot be read is refused, alone; bytes that are not UTF-8 do no harm.
+into `Clip.given`. A row that cannot be read is refused, alone; bytes that are not UTF-8 do no harm,
+and UTF-16 is read where a byte order mark tells of it.
 """
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator
 
-from data_pipelines.sources import clips, rows
+from data_pipelines.media import limits
+from data_pipelines.process import text_files
+from data_pipelines.sources import clips, csv_records, rows
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-_MAX_CELL = 64 << 20  # bytes; a longer cell is a quote that was never closed
+_MAX_CELL = 64 << 20  # characters of a cell, or of a line of JSON
+_MEDIA = limits.VIDEO_SUFFIXES + limits.IMAGE_SUFFIXES
 
 
 def read(
@@ -37,7 +43,7 @@ def read(
     table = rows.Rows(kind, os.path.dirname(source), root)
     for number, row in read_rows(source, (path, text)):
         if isinstance(row, rows.Refused):
-            table.add(number, refused=row)
+            table.add(number, path=row.path, refused=row)
             continue
         known = {key: row.pop(key, None) for key in (path, text, "id", "start", "end")}
         table.add(
@@ -90,37 +96,60 @@ def _check_columns(source: str, columns, needed: tuple[str, ...]):
         )
 
 
+@contextlib.contextmanager
+def _open_text(source: str) -> Iterator[io.TextIOWrapper]:
+    """Opens a table in its encoding; bytes that are not in it stay, or become U+FFFD."""
+    with clips.open_binary(source) as binary:
+        encoding = text_files.encoding(binary.read(text_files.MARK_BYTES))
+        binary.seek(0)
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "replace"
+        with io.TextIOWrapper(binary, encoding, errors, newline="") as file:
+            yield file
+
+
 def _read_csv(source: str, needed: tuple[str, ...]) -> Iterator[dict | rows.Refused]:
-    limit = csv.field_size_limit()
-    with (
-        clips.open_binary(source) as binary,
-        io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file,
-    ):
-        ended = []
+    limit, number, columns = csv.field_size_limit(), 0, []
 
-        def lines() -> Iterator[str]:
-            yield from file
-            ended.append(True)  # asked for more than there is: a quote is still open
+    def is_row(cells: list[str]) -> bool:
+        path = _cell(columns, cells, needed[0]) if needed else None
+        return len(cells) == len(columns) and (path or "").lower().endswith(_MEDIA)
 
-        reader = csv.DictReader(lines())
-        try:
-            csv.field_size_limit(_MAX_CELL)
-            columns = reader.fieldnames or []
-            if any("\0" in name or not name.isprintable() for name in columns):
-                raise ValueError(f"{source} is not a CSV file in UTF-8: save it as one.")
-            _check_columns(source, columns, needed)
-            for row in reader:
-                row.pop(None, None)  # cells beyond the header
-                cut = rows.Refused(
-                    "truncated", "the table ends inside of this row: is a quote left open?"
-                )
-                yield cut if ended else row
-        except csv.Error as error:
-            raise ValueError(
-                f"{source} is not a CSV file in UTF-8: after line {reader.line_num}: {error}."
-            ) from error
-        finally:
-            csv.field_size_limit(limit)
+    try:
+        csv.field_size_limit(_MAX_CELL)
+        with _open_text(source) as file:
+            for cells in csv_records.read(file, is_row):
+                number += 1
+                if columns:
+                    yield _row(columns, cells, needed)
+                    continue
+                if isinstance(cells, str) or not all(name.isprintable() for name in cells):
+                    raise ValueError(f"{source} is not a CSV file in UTF-8: save it as one.")
+                _check_columns(source, cells, needed)
+                columns = cells
+    except csv.Error as error:
+        raise ValueError(
+            f"{source} is not a CSV file in UTF-8: after line {number}: {error}."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _cell(columns: list[str], cells: list[str], name: str) -> str | None:
+    return dict(zip(columns, cells, strict=False)).get(name)
+
+
+def _row(columns: list[str], cells: list[str] | str, needed) -> dict | rows.Refused:
+    """The row of a record of a CSV, by its columns."""
+    if isinstance(cells, str):
+        reason, message = "open quote", "a quote is opened and not closed"
+        cells = next(csv.reader([cells]))
+    elif any(cell.strip() for cell in cells[len(columns) :]):
+        reason, message = "more cells", f"{len(cells)} cells under {len(columns)} columns"
+    else:
+        return dict.fromkeys(columns) | dict(zip(columns, cells, strict=False))
+    line = ",".join(cells)[:200].strip()
+    message += f" in {line!a}: put a text with commas in quotes, and double the quotes in it."
+    return rows.Refused(reason, message, path=_cell(columns, cells, needed[0]) if needed else None)
 
 
 def _read_parquet(source: str, needed: tuple[str, ...]) -> Iterator[dict]:
@@ -152,8 +181,9 @@ def _read_parquet(source: str, needed: tuple[str, ...]) -> Iterator[dict]:
 
 def _read_jsonl(source: str, needed: tuple[str, ...]) -> Iterator[dict | rows.Refused]:
     found = False
-    with clips.open_binary(source) as file:
-        for number in range(1, 1 << 62):
+    with _open_text(source) as file:
+        file.reconfigure(newline="\n", errors="replace")
+        for number in itertools.count(1):
             line = file.readline(_MAX_CELL)
             if not line:
                 return
@@ -168,10 +198,10 @@ def _read_jsonl(source: str, needed: tuple[str, ...]) -> Iterator[dict | rows.Re
             yield row
 
 
-def parse_json(content: bytes) -> dict | rows.Refused:
+def parse_json(content: str) -> dict | rows.Refused:
     """Returns the object that this JSON holds, or why there is none."""
     try:
-        row = json.loads(content.decode("utf-8-sig", "replace"))
+        row = json.loads(content)
     except (ValueError, RecursionError) as error:
         return rows.Refused("bad json", f"{str(error)[:200]}.")
     if not isinstance(row, dict):
