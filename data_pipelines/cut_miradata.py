@@ -24,7 +24,7 @@ from typing import BinaryIO
 import av
 import tqdm
 
-from data_pipelines.media import limits, video_io
+from data_pipelines.media import limits, opening, video_io
 from data_pipelines.process import arguments
 from data_pipelines.sources import miradata, rows
 from data_pipelines.workers import children, guard
@@ -59,39 +59,53 @@ def cut(file: BinaryIO, start: float, end: float) -> tuple[bytes, float]:
             av.open(file, format=format, metadata_errors="replace") as source,
             av.open(buffer, "w", format="mp4") as target,
         ):
-            if not source.streams.video:
-                raise video_io.MediaError("no video", "the file has no video stream.")
-            stream = source.streams.video[0]
+            stream = opening.main_video(source)
             target.flags |= av.container.Flags.bitexact.value
-            copy = target.add_stream_from_template(stream)
+            copy = target.add_stream_from_template(stream, opaque=True)
             seconds = stream.time_base
             zero = stream.start_time or 0
             source.seek(zero + int(start / seconds), stream=stream, backward=True)
-            first = last = None
-            for packet in source.demux(stream):
-                if packet.dts is None or packet.pts is None:
-                    continue
-                if first is None:
-                    if not packet.is_keyframe:
-                        continue
-                    first = packet.pts
-                if (packet.dts - zero) * seconds >= end:
-                    break
-                if packet.pts < first:  # shown before the keyframe: needs what comes before it
-                    continue
-                if buffer.tell() > MAX_CUT_BYTES:
-                    raise video_io.MediaError("too large", f"over {MAX_CUT_BYTES} bytes.")
-                last = max(last or first, packet.pts)
+            packets = _packets(source, stream, zero + end / seconds)
+            shown = [packet.pts for packet in packets] or [0]
+            first = shown[0]
+            if (first - zero) * seconds >= end or (max(shown) - zero) * seconds < start:
+                raise video_io.MediaError("too short", f"nothing between {start} and {end} s.")
+            for packet in packets:
                 packet.pts, packet.dts = packet.pts - first, packet.dts - first
                 packet.stream = copy
                 target.mux(packet)
-            if last is None or (first - zero) * seconds >= end or (last - zero) * seconds < start:
-                raise video_io.MediaError("too short", f"nothing between {start} and {end} s.")
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, video_io.MediaError):
             raise
         raise video_io.MediaError("damaged", f"it cannot be copied ({error}).") from error
     return buffer.getvalue(), max(0.0, float(start - (first - zero) * seconds))
+
+
+def _packets(source, stream, end) -> list[av.Packet]:
+    """The packets from the next keyframe on that are to be decoded before `end`, with both times.
+
+    Matroska tells when a packet is shown, and after a jump not when it is decoded; AVI only that.
+    """
+    packets, size = [], 0
+    for packet in source.demux(stream):
+        if packet.pts is None:
+            packet.pts = packet.dts
+        if packet.pts is None or not (packets or packet.is_keyframe):
+            continue
+        if packets and packet.pts < packets[0].pts:  # needs what comes before the keyframe
+            continue
+        if (packet.pts if packet.dts is None else packet.dts) >= end:
+            break
+        packets.append(packet)
+        size += packet.size
+        if size > MAX_CUT_BYTES:
+            raise video_io.MediaError("too large", f"over {MAX_CUT_BYTES} bytes.")
+    known = next((i for i, packet in enumerate(packets) if packet.dts is not None), len(packets))
+    step = round(1 / (stream.average_rate or 25) / stream.time_base)
+    at = packets[known].dts if known < len(packets) else min((p.pts for p in packets), default=0)
+    for i, packet in enumerate(packets[:known]):
+        packet.dts = at - (known - i) * step
+    return packets
 
 
 def make_cutter(memory_bytes: int):

@@ -380,6 +380,15 @@ def test_a_folder_takes_captions_from_txt_or_json(folder):
     assert table["inner.mp4"].text is None
 
 
+@pytest.mark.parametrize("name", ["a.ts", "b.M2TS", "c.flv", "d.gif", "e.tiff", "f.avif", "g.wmv"])
+def test_media_that_are_not_read_are_listed(name, folder):
+    (folder / name).write_bytes(b"x")
+    (folder / name).with_suffix(".txt").write_text("a dog")
+    table = {clip.id: clip for clip in specs.read(folder)}
+    assert reasons([table[name]]) == ["unknown format"]
+    assert "convert it to mp4" in table[name].given["refused"] and table["a.mp4"].file
+
+
 def test_a_caption_that_is_a_trap_is_refused(folder):
     (folder / "a.txt").symlink_to("/etc/passwd")
     (folder / "c.txt").write_bytes(b"x" * (11 << 20))

@@ -83,7 +83,7 @@ def video(
     ):
         output.flags |= av.container.Flags.bitexact.value  # no random numbers, no time of day
         options = dict(options or {})
-        if codec == "libx264" and min(size) < 64:  # its trees read memory that was never set
+        if codec == "libx264" and min(size) <= 64:  # its trees read memory that was never set
             options["x264-params"] = ":".join([*options.get("x264-params", "").split(), "mbtree=0"])
         stream = output.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt

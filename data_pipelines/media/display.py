@@ -45,6 +45,10 @@ def upright(image: Image.Image) -> Image.Image:
     """Returns the image as it is shown: decoded, turned as its EXIF data say, RGB over white."""
     image.load()
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which PIL would clip at 255
+        grey_HW, clear = np.asarray(image), image.info.get("transparency")
+        opened = np.where(grey_HW == clear, 255, grey_HW >> 8)
+        return Image.fromarray(opened.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         return Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
     return image.convert("RGB")

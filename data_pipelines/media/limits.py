@@ -4,6 +4,9 @@ import dataclasses
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Media that are not read; a folder that has some says so.
+OTHER_SUFFIXES = (".ts", ".mts", ".m2ts", ".flv", ".wmv", ".mpg", ".mpeg", ".3gp", ".ogv")
+OTHER_SUFFIXES += (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")
 
 
 class MediaError(ValueError):

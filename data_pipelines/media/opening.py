@@ -19,6 +19,7 @@ from data_pipelines.media import damage
 from data_pipelines.media.limits import Limits, MediaError, sniff
 
 _READ_BYTES = 1 << 16
+_STILL = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # codecs of pictures, and covers
 
 Source = bytes | str | os.PathLike | BinaryIO  # a file has to be seekable; it is not closed
 
@@ -110,9 +111,7 @@ class open_video:
                     f"{len(self.container.streams)} streams, the limit is "
                     f"{self.limits.max_streams}.",
                 )
-            if not self.container.streams.video:
-                raise MediaError("no video", "the file has no video stream.")
-            stream = self.container.streams.video[0]
+            stream = main_video(self.container)
             if stream.codec_context is None:
                 raise MediaError("unknown codec", "no decoder for the video stream.")
             damage.prepare(stream.codec_context, self.limits, self.flags)
@@ -125,6 +124,26 @@ class open_video:
         self.container.close()
         if isinstance(error, av.FFmpegError):
             raise MediaError("damaged", f"decoding fails ({error}).") from error
+
+
+def videos(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """Returns the video streams that are no cover pictures."""
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+def main_video(container: av.container.InputContainer) -> av.VideoStream:
+    """Returns the first video stream, one whose codec is not for pictures if there is such a one.
+
+    Raises:
+        MediaError: If there is none.
+    """
+    found = videos(container)
+    if not found:
+        what = "has a cover picture and" if container.streams.video else "has"
+        raise MediaError("no video", f"the file {what} no video stream.")
+    is_moving = lambda stream: stream.codec_context and stream.codec.canonical_name not in _STILL
+    return next(filter(is_moving, found), found[0])
 
 
 class open_image:
@@ -144,6 +163,11 @@ class open_image:
             raise MediaError(
                 "too large",
                 f"{image.height}x{image.width} pixels, the limit is {self.limits.max_pixels}.",
+            )
+        if getattr(image, "n_frames", 1) > 1:
+            raise MediaError(
+                "animated image",
+                f"a {self.format} file of {image.n_frames} pictures: make a video of it first.",
             )
         return image
 

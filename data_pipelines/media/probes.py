@@ -11,6 +11,8 @@ from data_pipelines.media.limits import Limits, MediaError
 
 IMAGE_FPS = 120.0  # the frame rate that stands for "a still image" (Open-Sora 1.2)
 _UNKNOWN_FPS = 24.0
+_UNEVEN = 2.2  # times the usual step: twice, and times that are rounded to milliseconds
+_LAST = 4  # steps at the end, where parts that were copied out of videos lack B-frames
 _HDR_CURVES = (16, 18)  # SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)
 
 
@@ -74,15 +76,27 @@ class Decoded:
 
     def __init__(self, stream):
         self.time_base = float(stream.time_base)
-        self.dropped: list[int] = []
+        self.dropped = self.leading = 0
         self.times: list[int] = []
+        self._keys: list[int | None] = []
         self.count = self.interlaced = 0
         self.orientation, self.is_hdr = 1, False
+        self._told_curve = stream.codec_context.color_trc  # by the container, where frames do not
+
+    def add_packet(self, packet: av.Packet):
+        """Counts pictures that need not come: those that the file's edit list hides, and those of
+        an open group at the beginning, which need what comes before it."""
+        if packet.is_keyframe:
+            self._keys.append(packet.pts)
+        if packet.is_discard:
+            self.dropped += 1
+        elif len(self._keys) == 1 and None not in (packet.pts, self._keys[0]):
+            self.leading += packet.pts < self._keys[0]
 
     def add(self, frame: av.VideoFrame):
         if self.count == 0:
             self.orientation = display.orientation_of_frame(frame)
-            self.is_hdr = frame.color_trc in _HDR_CURVES
+            self.is_hdr = bool({frame.color_trc, self._told_curve} & {*_HDR_CURVES})
         if frame.pts is not None:
             self.times.append(frame.pts)
         self.interlaced += frame.interlaced_frame
@@ -99,8 +113,8 @@ class Decoded:
         Raises:
             MediaError: If frames are missing, or would not show what the camera saw.
         """
-        expected = None if pictures is None else pictures - len(self.dropped)
-        if self.count == 0 or (expected is not None and self.count != expected):
+        expected = self.count if pictures is None else pictures - self.dropped
+        if self.count == 0 or not 0 <= expected - self.count <= self.leading:
             raise MediaError(
                 "missing frames", f"{self.count} frames decoded, the file announces {expected}."
             )
@@ -119,14 +133,18 @@ class Decoded:
             if steps.min() <= 0:
                 raise MediaError("damaged", "times of the frames do not ascend.")
             usual = np.median(steps)
-            uneven = np.mean((steps < usual / 2) | (steps > 2 * usual))
-            if uneven > limits.max_uneven:
+            is_hole = steps > _UNEVEN * usual
+            uneven = np.mean((steps < usual / _UNEVEN) | is_hole)
+            inner = steps[:-_LAST]
+            holes = inner[is_hole[:-_LAST]].sum() / steps.sum()
+            if max(uneven, holes) > limits.max_uneven:
                 raise MediaError(
                     "variable rate",
                     f"{uneven:.0%} of the frames are shown half or twice as long as the others, "
-                    f"the limit is {limits.max_uneven:.0%}: give the file a constant rate first.",
+                    f"and nothing moves for {holes:.0%} of the time; the limit is "
+                    f"{limits.max_uneven:.0%}: give the file a constant rate first.",
                 )
-            measured = 1 / (steps.mean() * self.time_base)
+            measured = 1 / (steps[~is_hole].mean() * self.time_base)
             if abs(measured - fps) > 0.02 * fps:
                 fps = measured
             if not 0 < fps <= limits.max_fps:

@@ -118,17 +118,18 @@ def check(
                 visit(0, shown)
             return probes.of_image(image, format, orientation)
         with opening.open_video(file, format, limits, strict=True) as (container, stream):
+            place = opening.videos(container).index(stream)
             head = probes.of_stream(stream, format, limits)
             decoded = probes.Decoded(stream)
-            for frame in _frames(container, stream, head, limits, decoded.dropped):
+            for frame in _frames(container, stream, head, limits, decoded):
                 if visit:
                     visit(decoded.count, frame)
                 decoded.add(frame)
-        return decoded.finish(head, pictures, limits)
+        return decoded.finish(head, pictures[place] if place < len(pictures) else None, limits)
 
 
 def _frames(
-    container, stream, head: probes.Probe, limits: Limits, dropped: list[int] | None = None
+    container, stream, head: probes.Probe, limits: Limits, told: probes.Decoded | None = None
 ):
     """Yields decoded frames.
 
@@ -137,15 +138,15 @@ def _frames(
         stream: Of it.
         head: What it announces.
         limits: On what comes.
-        dropped: Makes it strict; gets an entry for each packet that the file's edit list hides.
+        told: Makes it strict, and learns of the packets.
     """
-    count, decoder, is_strict = 0, stream.codec_context, dropped is not None
+    count, decoder, is_strict = 0, stream.codec_context, told is not None
     if is_strict:
         decoder = damage.strict_decoder(decoder, limits)
         second = damage.SecondReading(stream.codec_context, limits)
     for packet in container.demux(stream):
-        if packet.is_discard and is_strict and packet.size:
-            dropped.append(count)
+        if is_strict and packet.size:
+            told.add_packet(packet)
         if packet.is_corrupt:
             raise MediaError("damaged", f"a packet after frame {count} is damaged.")
         if is_strict and damage.is_whole_too_soon(packet, stream.codec_context):

@@ -1,7 +1,8 @@
 """A folder of videos and images, each with its caption in a file of the same name beside it.
 
 NAME.txt holds the caption; NAME.json holds it as "text", "caption" or "prompt" and may name
-"start", "end" and any scores. A clip without either has no caption.
+"start", "end" and any scores. A clip without either has no caption. Files of other media formats
+are listed too, as clips that cannot be read.
 """
 
 import os
@@ -13,6 +14,7 @@ from data_pipelines.sources import clips, rows, tables
 
 TEXT_KEYS = ("text", "caption", "prompt")
 MAX_SIDECAR = 10 << 20  # bytes
+_WANTED = "mp4, mov, mkv, webm or avi, images to png, jpeg or webp"
 
 
 def read(source: str, *, root: str | None = None) -> list[clips.Clip]:
@@ -22,7 +24,8 @@ def read(source: str, *, root: str | None = None) -> list[clips.Clip]:
         ValueError: If there is none.
     """
     suffixes = limits.VIDEO_SUFFIXES + limits.IMAGE_SUFFIXES
-    files = [p for p in pathlib.Path(source).rglob("*") if p.suffix.lower() in suffixes]
+    listed = suffixes + limits.OTHER_SUFFIXES
+    files = [p for p in pathlib.Path(source).rglob("*") if p.suffix.lower() in listed]
     files = sorted(p for p in files if p.is_file() or p.is_symlink())
     if not files:
         raise ValueError(
@@ -34,6 +37,11 @@ def read(source: str, *, root: str | None = None) -> list[clips.Clip]:
         found, refused = {}, None
         try:
             found = _read_sidecar(file, root or source)
+            if file.suffix.lower() not in suffixes:
+                raise rows.Refused(
+                    "unknown format",
+                    f"{file.suffix} files are not read: copy or convert it to {_WANTED}.",
+                )
         except rows.Refused as error:
             refused = error
         table.add(

@@ -19,15 +19,15 @@ import data_pipelines.media.structure.riff as riff
 from data_pipelines.media.limits import DEFAULT_LIMITS, Limits, MediaError
 
 
-def check(file: BinaryIO, format: str, limits: Limits = DEFAULT_LIMITS) -> int | None:
-    """Checks the container of a file, and counts the coded pictures of its first video track.
+def check(file: BinaryIO, format: str, limits: Limits = DEFAULT_LIMITS) -> list[int] | None:
+    """Checks the container of a file, and counts the coded pictures of each video track.
 
     Args:
         file: Seekable; its position changes.
         format: As `media.sniff` names it.
 
     Returns:
-        The number, hidden pictures too; None for images and where the container does not tell.
+        The numbers, hidden pictures too; None for images.
 
     Raises:
         MediaError: If the pieces do not fit together ("damaged", "broken header"), or a header is

@@ -11,7 +11,7 @@ _LEVEL_1 = {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, _CUES, 0x1941A469, 0x1
 _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xA7, 0xAB, 0x5854, 0xAF, _VOID, _CRC}
 
 
-def check(source: pieces.Source) -> int | None:
+def check(source: pieces.Source) -> list[int]:
     _, at, end = _element(source, 0, source.size)
     source.header(at, end)
     at = end
@@ -58,9 +58,9 @@ def _element_head(head: bytes, at: int) -> tuple[int, int, int | None]:
     return name, start, None if size == (1 << 7 * width) - 1 else size
 
 
-def _segment(source: pieces.Source, at: int, end: int) -> int | None:
+def _segment(source: pieces.Source, at: int, end: int) -> list[int]:
     first = at
-    clusters, cues, blocks, video = set(), [], {}, None
+    clusters, cues, blocks, tracks = set(), [], {}, None
     while at < end:
         name, start, stop = _element(source, at, end)
         if name == _CLUSTER:
@@ -72,22 +72,21 @@ def _segment(source: pieces.Source, at: int, end: int) -> int | None:
             _nested(source, content, start, 1)
             if name == _CUES:
                 cues = list(_cue_positions(content))
-            elif name == 0x1654AE6B and video is None:
+            elif name == 0x1654AE6B and tracks is None:
                 tracks = _tracks(content)
                 pieces.check_streams(len(tracks), source)
-                video = next((number for number, kind in tracks.items() if kind == 1), None)
         elif name not in (_VOID, _CRC):
             raise pieces.damaged(f"an unknown element {name:#x} at byte {at}")
         at = stop
     if any(position not in clusters for position in cues):
         raise pieces.damaged("an index that points to no cluster")
-    if video is None:
-        return None
+    if tracks is None:
+        return []
     if set(blocks) - set(tracks):
         raise pieces.damaged(
             f"blocks of a track {min(set(blocks) - set(tracks))} that there is not"
         )
-    return blocks.get(video, 0)
+    return [blocks.get(number, 0) for number, kind in tracks.items() if kind == 1]
 
 
 def _tracks(content: bytes) -> dict[int, int]:

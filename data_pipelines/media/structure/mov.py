@@ -52,8 +52,7 @@ def check(source: pieces.Source) -> int | None:
     fragments = _fragments(source, [(start, end) for name, start, end in top if name == b"moof"])
     if not fragments:
         _check_cover(source, [span for track in tracks for span in track.chunks], data)
-    videos = [track for track in tracks if track.is_video]
-    return videos[0].samples + fragments.get(videos[0].id, 0) if videos else None
+    return [track.samples + fragments.get(track.id, 0) for track in tracks if track.is_video]
 
 
 def _fragments(source: pieces.Source, boxes: list[tuple[int, int]]) -> dict[int, int]:

@@ -23,7 +23,7 @@ def _chunks(source: pieces.Source, at: int, end: int) -> Iterator[pieces.Piece]:
         at = min(end, stop + size % 2)
 
 
-def check_avi(source: pieces.Source) -> int | None:
+def check_avi(source: pieces.Source) -> list[int]:
     stored: list[pieces.Piece] = []
     index, movi, announced = None, None, None
     parts = list(_chunks(source, 0, source.size))
@@ -45,13 +45,15 @@ def check_avi(source: pieces.Source) -> int | None:
         raise MediaError("broken header", "the file has no header or no media data.")
     if index is not None and len(parts) == 1:
         _check_index(index, stored, movi)
+    pictures = []
     for number, frames in announced.items():
         names = {b"%02ddc" % number, b"%02ddb" % number}
         sizes = [stop - at for name, at, stop in stored if name in names]
         if len(sizes) != frames and sizes:
             raise MediaError("missing frames", f"{len(sizes)} frames stored, {frames} announced.")
-        return sum(size > 0 for size in sizes)  # an empty chunk shows the frame before once more
-    return None
+        # an empty chunk shows the frame before once more
+        pictures.append(sum(size > 0 for size in sizes))
+    return pictures
 
 
 def _stored(source: pieces.Source, start: int, end: int) -> list[pieces.Piece]:

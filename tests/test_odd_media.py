@@ -1,0 +1,188 @@
+"""Odd but legal files keep their frames, in order, at their rate; what is lost has a name."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import cut_miradata
+from data_pipelines.media import video_io
+from tests import odd_media
+
+DATA = pathlib.Path(__file__).parent / "data" / "odd_media"
+OPEN_GROUPS = {"x265-params": "log-level=none:keyint=20:open-gop=1:bframes=3:scenecut=0"}
+EVEN = [number / 30 for number in range(60)]
+
+
+def numbers(content, places=None):
+    """What the frames show, which is how many, in which order and which."""
+    probe = video_io.check(content)
+    found = [odd_media.number_of(image) for image in video_io.decode(content, places)]
+    assert places is not None or len(found) == probe.num_frames
+    return found
+
+
+def numbers_given(name, places=None):
+    """Those of the files in `data/odd_media`, whose bars stand in the middle."""
+    assert video_io.check(DATA / name)
+    frames = video_io.decode(DATA / name, places)
+    return [odd_media.number_of(image[30:34, 20:76]) for image in frames]
+
+
+def reason(content):
+    with pytest.raises(video_io.MediaError) as error:
+        video_io.check(content)
+    return error.value.reason
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("container", "cover"),
+    [("mp4", "mjpeg"), ("mp4", "png"), ("mov", "mjpeg"), ("matroska", "mjpeg")],
+)
+def test_a_cover_picture_is_not_the_video(container, cover, first):
+    content = odd_media.video(container=container, cover=cover, cover_first=first)
+    assert numbers(content) == list(range(60))
+
+
+def test_a_cover_of_itunes_is_not_the_video():
+    assert numbers_given("cover_first.mp4") == list(range(60))
+
+
+def test_a_song_with_a_cover_is_no_clip():
+    content = odd_media.song(cover="mjpeg")
+    assert reason(content) == "no video"
+
+
+@pytest.mark.parametrize("width", [96, 102, 130, 854])
+@pytest.mark.parametrize(("format", "container"), [("yuv420p", "mp4"), ("yuv420p10le", "matroska")])
+def test_hevc_that_begins_in_an_open_group(width, format, container):
+    whole = odd_media.video("libx265", size=(64, width), format=format, options=OPEN_GROUPS)
+    found = numbers(odd_media.from_keyframe(whole, 1, container))
+    assert found == list(range(found[0], 60)) and 15 <= found[0] <= 20
+
+
+def test_hevc_that_was_trimmed_elsewhere():
+    assert numbers_given("hevc_trim.mp4") == list(range(22, 60))
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "mpeg4"])
+def test_older_codecs_that_begin_in_an_open_group(codec):
+    whole = odd_media.video(codec, container="matroska", options={"g": "12", "bf": "2"})
+    found = numbers(odd_media.from_keyframe(whole, 2, "matroska"))
+    assert found == list(range(found[0], 60)) and 20 <= found[0] <= 26
+
+
+def test_frames_that_are_missing_elsewhere_are_still_missed():
+    whole = odd_media.video("mpeg2video", container="matroska", options={"g": "12", "bf": "2"})
+    place = len(whole) // 2
+    assert reason(whole[:place]) == "damaged"
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize(
+    ("times", "fps"),
+    [
+        ([t + 1 for t in EVEN], 30),  # a late start
+        ([t + 0.004 * (i % 3) for i, t in enumerate(EVEN)], 30),  # a clock that trembles
+        ([t + 0.1 * (i > 30) for i, t in enumerate(EVEN)], 30),  # one short hole
+        ([(i + i // 4) / 30 for i in range(60)], 24.3),  # film at 30: each fifth frame is not there
+        ([t + 2 * (i > 30) for i, t in enumerate(EVEN)], None),  # one long hole
+        ([t + 0.5 * (i // 15) for i, t in enumerate(EVEN)], None),  # a recorder that stutters
+        ([i / 30 if i < 30 else 1 + (i - 30) / 10 for i in range(60)], None),  # two rates
+    ],
+)
+def test_times_tell_the_rate_or_that_there_is_none(times, fps, container):
+    content = odd_media.video(container=container, times=times, options={"bf": "0"})
+    if fps is None:
+        assert reason(content) == "variable rate"
+    else:
+        assert numbers(content) == list(range(60))
+        assert video_io.check(content).fps == pytest.approx(fps, rel=0.01)
+
+
+def test_a_recording_with_holes_has_no_rate():
+    assert reason(DATA / "vfr_holes.mp4") == "variable rate"
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "ffv1", "libvpx-vp9", "libx264"])
+@pytest.mark.parametrize("curve", [16, 18, 1])
+def test_a_curve_that_the_container_alone_tells(codec, curve):
+    content = odd_media.video(codec, 8, container="matroska", color_trc=curve)
+    if curve == 1:
+        assert numbers(content) == list(range(8))
+    else:
+        assert reason(content) == "high dynamic range"
+
+
+def png(array, **settings):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png", **settings)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("low, high", [(0, 65535), (0, 255), (20_000, 30_000), (65_000, 65_535)])
+def test_grey_of_16_bits_keeps_its_high_byte(low, high):
+    grey_HW = np.linspace(low, high, 64 * 96).astype(np.uint16).reshape(64, 96)
+    shown = video_io.decode(png(grey_HW))[0]
+    np.testing.assert_array_equal(shown, np.repeat((grey_HW >> 8)[..., None], 3, -1))
+
+
+def test_grey_of_16_bits_may_have_a_clear_value():
+    grey_HW = np.array([[0, 300], [40_000, 65_535]], np.uint16)
+    shown = video_io.decode(png(grey_HW, transparency=300))[0]
+    assert shown[..., 0].tolist() == [[0, 255], [156, 255]]
+
+
+def test_a_grey_ramp_is_half_grey():
+    assert video_io.decode(DATA / "gray16.png").mean() == pytest.approx(127.5)
+
+
+@pytest.mark.parametrize("format", ["webp", "png"])
+def test_a_moving_picture_is_no_still(format):
+    pictures = [Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)) for i in range(5)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=40)
+    assert reason(buffer.getvalue()) == "animated image"
+    buffer = io.BytesIO()
+    pictures[1].save(buffer, format, save_all=True)
+    assert video_io.check(buffer.getvalue()).num_frames == 1
+
+
+LATE = [t + 1.5 for t in EVEN]
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "times"),
+    [
+        ("libx264", "mp4", None),
+        ("libx264", "mp4", LATE),
+        ("libx264", "matroska", LATE),
+        ("mpeg4", "avi", None),
+        ("libsvtav1", "mp4", None),
+        ("libsvtav1", "webm", LATE),
+        ("libvpx-vp9", "webm", None),
+    ],
+)
+def test_cuts_of_any_codec_begin_at_their_frame(codec, container, times):
+    whole = odd_media.video(codec, container=container, options={"g": "10"}, times=times)
+    content, begin = cut_miradata.cut(io.BytesIO(whole), 0.7, 1.2)
+    probe = video_io.check(content)
+    first = round(begin * probe.fps)
+    assert first <= 10 and numbers(content, range(first, first + 15)) == list(range(21, 36))
+
+
+def test_a_cut_of_av1_of_a_browser():
+    with open(DATA / "av1.webm", "rb") as file:
+        content, begin = cut_miradata.cut(file, 0.7, 1.2)
+    first = round(begin * video_io.check(content).fps)
+    frames = video_io.decode(content, range(first, first + 15))
+    assert [odd_media.number_of(image[30:34, 20:76]) for image in frames] == list(range(21, 36))
+
+
+def test_a_cover_is_not_cut():
+    whole = odd_media.video(container="matroska", cover="mjpeg", cover_first=True)
+    content, _ = cut_miradata.cut(io.BytesIO(whole), 0.7, 1.2)
+    assert 35 in numbers(content)
