@@ -9,6 +9,8 @@ from PIL import Image
 
 from data_pipelines import cut_miradata
 from data_pipelines.media import video_io
+from data_pipelines.shards import records
+from data_pipelines.stages import ingest
 from tests import odd_media
 
 DATA = pathlib.Path(__file__).parent / "data" / "odd_media"
@@ -186,3 +188,28 @@ def test_a_cover_is_not_cut():
     whole = odd_media.video(container="matroska", cover="mjpeg", cover_first=True)
     content, _ = cut_miradata.cut(io.BytesIO(whole), 0.7, 1.2)
     assert 35 in numbers(content)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("times", "wanted"),
+    [
+        (None, range(30, 45)),
+        (LATE, range(30, 45)),  # seconds count from the first frame
+        ([t + 0.1 * (i > 20) for i, t in enumerate(EVEN)], range(27, 42)),
+        ([(i + i // 4) / 30 for i in range(60)], range(24, 36)),
+    ],
+)
+def test_a_part_is_what_is_shown_at_its_times(times, wanted, container, tmp_path):
+    """From the table to the record: the frames that were examined, at the rate that is told."""
+    kind = {"mkv": "matroska"}.get(container, container)
+    content = odd_media.video(container=kind, times=times, options={"bf": "0"})
+    (tmp_path / f"a.{container}").write_bytes(content)
+    table = tmp_path / "clips.csv"
+    table.write_text(f"path,text,start,end\na.{container},a dog,1,1.5\n")
+    ingest.run(table, tmp_path / "out", num_workers=1)
+    sample = records.Reader(tmp_path / "out")[0]
+    frames = video_io.decode(sample["video"])
+    assert [odd_media.number_of(image) for image in frames] == list(wanted)
+    assert sample["num_frames"] == len(wanted)
+    assert sample["fps"] == pytest.approx(30 if len(wanted) == 15 else 24.3, rel=0.01)

@@ -211,18 +211,24 @@ def test_another_source_does_not_overwrite(done, tmp_path):
     assert contents(done) == before
 
 
-def test_a_file_that_changes_is_noticed(source, tmp_path, monkeypatch):
-    copy = shapes.write(tmp_path / "s", clips=3, images=0, seed=0)
+def test_files_that_change_or_vanish_are_left_out_and_the_others_stay(tmp_path, monkeypatch):
+    copy = shapes.write(tmp_path / "s", clips=4, images=0, seed=0)
     chosen = select.select
 
     def change_after(*args):
         path = copy.parent / "clips/000001.mp4"
         path.write_bytes(path.read_bytes()[:-1] + b"!")
+        (copy.parent / "clips/000002.mp4").unlink()
         return chosen(*args)
 
     monkeypatch.setattr(select, "select", change_after)
-    with pytest.raises(ValueError, match=r"000001\.mp4 changed"):
-        ingest.run(copy, tmp_path / "out", num_workers=1)
+    ingest.run(copy, tmp_path / "out", num_workers=1)
+    rows = {row["id"]: row for row in ledger.read(tmp_path / "out").to_pylist()}
+    assert {id: row["rule"] for id, row in rows.items() if row["status"] != "kept"} == {
+        "clips/000001.mp4": "file changed",
+        "clips/000002.mp4": "unreadable",
+    }
+    assert len(records.Reader(tmp_path / "out")) == 2
 
 
 def test_any_number_of_workers_and_beam_give_the_same_bytes(source, done, tmp_path, monkeypatch):

@@ -41,10 +41,6 @@ class Preview:
     note: str = ""
 
 
-class _Enough(Exception):
-    """Ends the decoding of a file of which no more frames are wanted."""
-
-
 def make_maker() -> Callable[[Task], Preview]:
     """Locks a child process up, and returns the function that it calls for each clip."""
     Image.init()
@@ -81,7 +77,7 @@ def _make(source: bytes | BinaryIO, task: Task) -> Preview:
         if isinstance(frame, Image.Image):
             images.append(np.asarray(frame.resize((width, height), Image.Resampling.BOX)))
         elif number >= max(last, first + 1):
-            raise _Enough
+            raise video_io.Enough
         elif number >= first and (number - first) % step == 0:
             alpha = any(component.is_alpha for component in frame.format.components)
             small = reduce.reformat(frame, width, height, "rgba" if alpha else "rgb24", threads=1)
@@ -90,8 +86,6 @@ def _make(source: bytes | BinaryIO, task: Task) -> Preview:
     note = "too short"
     try:
         video_io.check(source, visit=visit)
-    except _Enough:
-        pass
     except video_io.MediaError as error:
         note = error.reason
     if not images:

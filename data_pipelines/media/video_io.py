@@ -7,6 +7,7 @@ the container holds has to come (`probes`). Frames come as they are shown (`disp
 one thread: the loader and the ingest run many decoders side by side.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,11 @@ from PIL import Image
 from data_pipelines.media import damage, display, opening, probes, structure
 from data_pipelines.media.limits import DEFAULT_LIMITS, Limits, MediaError
 
-__all__ = ["Limits", "MediaError", "check", "decode", "probe"]
+__all__ = ["Enough", "Limits", "MediaError", "check", "decode", "probe"]
+
+
+class Enough(Exception):
+    """Raised by what `check` calls for each frame: no more are wanted."""
 
 
 def probe(source: opening.Source, limits: Limits = DEFAULT_LIMITS) -> probes.Probe:
@@ -100,7 +105,8 @@ def check(
         source: Path, bytes or a seekable binary file.
         limits: What the file may cost.
         visit: Called with the number and the frame for each frame as it is decoded, for
-            `display.to_rgb` or other use; an image is one RGB frame. What it raises ends the check.
+            `display.to_rgb` or other use; an image is one RGB frame. `Enough` ends the check, and
+            the facts are those of the frames before.
 
     Raises:
         MediaError: If any frame is damaged or missing, a limit is passed, or frames would not show
@@ -115,17 +121,23 @@ def check(
                 shown = display.upright(image)
                 damage.check_image(file, format, limits)
             if visit:
-                visit(0, shown)
+                with contextlib.suppress(Enough):
+                    visit(0, shown)
             return probes.of_image(image, format, orientation)
         with opening.open_video(file, format, limits, strict=True) as (container, stream):
             place = opening.videos(container).index(stream)
             head = probes.of_stream(stream, format, limits)
             decoded = probes.Decoded(stream)
+            count = pictures[place] if place < len(pictures) else None
             for frame in _frames(container, stream, head, limits, decoded):
-                if visit:
-                    visit(decoded.count, frame)
+                try:
+                    if visit:
+                        visit(decoded.count, frame)
+                except Enough:
+                    count = None
+                    break
                 decoded.add(frame)
-        return decoded.finish(head, pictures[place] if place < len(pictures) else None, limits)
+        return decoded.finish(head, count, limits)
 
 
 def _frames(

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.media import display, encoding, video_io
-from data_pipelines.stages import look
 from data_pipelines.workers import guard
 
 MEMORY_BYTES = 2 << 30  # of a child: an encoder looks some 50 frames ahead
@@ -88,14 +87,12 @@ class _Stream:
         try:
             video_io.check(file, limits, self._visit)
             self.queue.put(video_io.MediaError("too short", "the video ends before the clip does."))
-        except look.Enough:
-            pass
         except BaseException as error:
             self.queue.put(error)
 
     def _visit(self, number: int, frame: av.VideoFrame):
         if self.closed or number >= self.wanted[-1][1]:
-            raise look.Enough
+            raise video_io.Enough
         if any(first <= number < stop for first, stop in self.wanted):
             image_HWC = display.to_rgb(frame, self.reformatter)
             height, width = size_after(*image_HWC.shape[:2], self.short_side)

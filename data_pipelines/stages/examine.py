@@ -68,7 +68,7 @@ def examine(
 
     Returns:
         One row, with the clip's id; with `cuts` one row a scene of a video, with ids "ID#000" and
-        so on, `parent`, and `start` and `end` in seconds (see `frame_range`). A scene that is the
+        so on, `parent`, and `start` and `end` in seconds. A scene that is the
         whole clip keeps the clip's own start and end. With `num_stills` a row has another key,
         `stills`: JPEG files for models to look at.
     """
@@ -97,15 +97,6 @@ def refusal(rule: str, message: str) -> dict:
     return {"status": "left out", "rule": rule, "message": message}
 
 
-def frame_range(start: float | None, end: float | None, fps: float) -> tuple[int, int | None]:
-    """Returns the first frame of a clip and the frame after its last (None: the file's end).
-
-    Frame n of a file is the one at n / fps seconds, also where its time stamps are uneven: clips
-    are numbered frames everywhere else. The times of a scene come back as its exact frames.
-    """
-    return round((start or 0) * fps), None if end is None else round(end * fps)
-
-
 def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     facts = {"bytes": file.seek(0, os.SEEK_END)}
     if facts["bytes"] > options.limits.max_bytes:
@@ -116,10 +107,7 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
     visitor = _visitor(file, row, options)
-    try:
-        probe = video_io.check(file, options.limits, visitor)
-    except look.Enough:
-        probe = video_io.probe(file, options.limits)
+    probe = video_io.check(file, options.limits, visitor)
     facts |= {k: getattr(probe, k) for k in ("kind", "format", "codec", "height", "width", "fps")}
     scenes = visitor.finish()
     if not scenes:
@@ -129,7 +117,7 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     row |= facts
     if not options.cuts or probe.kind == "image":
         ((begin, end, values),) = scenes
-        return [row | {"num_frames": end - begin} | values]
+        return [row | {"first_frame": begin, "num_frames": end - begin} | values]
     whole = scenes[0][:2] == (visitor.first, visitor.next)
     return [
         row | _scene_row(f"{row['id']}#{i:03d}", *found, row, whole, options)
@@ -138,17 +126,16 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
 
 
 def _visitor(file: BinaryIO, row: dict, options: Options) -> look.Visitor:
-    first, stop, max_frames = 0, None, None
+    times, max_frames = {}, None
     longest = options.max_seconds if options.cuts else None
     if (row["start"], row["end"], longest) != (None, None, None):
         head = video_io.probe(file, options.limits)
         if head.kind == "video":
-            first, stop = frame_range(row["start"], row["end"], head.fps)
+            times = {"start": row["start"] or 0.0, "end": row["end"], "fps": head.fps}
             max_frames = None if longest is None else max(1, round(longest * head.fps))
     return look.Visitor(
         lambda number: scene.Scene(number, options.scores, options.num_stills),
-        first=first,
-        stop=stop,
+        **times,
         cutter=cuts.Cutter(options.cut_threshold) if options.cuts else None,
         max_frames=max_frames,
         split_long=options.split_long,
@@ -162,7 +149,7 @@ def _scene_row(
 ):
     """Returns what sets the row of a scene apart from that of its file."""
     seconds = (end - begin) / row["fps"]
-    values = values | {"id": id, "parent": row["id"], "num_frames": end - begin}
+    values |= {"id": id, "parent": row["id"], "first_frame": begin, "num_frames": end - begin}
     if not whole:
         values |= {"start": begin / row["fps"], "end": end / row["fps"]}
     if seconds < options.min_seconds:

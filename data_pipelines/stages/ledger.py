@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),  # "video" or "image"
         ("format", pa.string()),
         ("codec", pa.string()),
+        ("first_frame", pa.int32()),  # of the clip, in its file
         ("num_frames", pa.int32()),
         ("height", pa.int32()),
         ("width", pa.int32()),

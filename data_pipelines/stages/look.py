@@ -68,18 +68,16 @@ class Kept:
         return self.items[min(self.items, key=lambda i: (abs(i - index), i))]
 
 
-class Enough(Exception):
-    """Ends a decode: all frames that were asked for have come."""
-
-
 class Visitor:
     """Cuts the frames that come by into scenes, and lets `make_scene(first)` see their copies.
 
     Args:
         make_scene: Called with a scene's first frame number; the result has `add(number, look,
             still)`, `wants_still(number)` and `result()`.
-        first: Frames before this one are not looked at.
-        stop: Frames from here on end the decode; None: never.
+        start: Frames that are shown sooner, in seconds after the first, are not looked at; a
+            frame stands for the time until the next one.
+        end: Frames from here on end the decode; None: never.
+        fps: Of the file, which tells how near is near enough.
         cutter: Finds cuts; None: all frames are one scene.
         max_frames: A scene ends after so many; None: never.
         split_long: What is left of a long scene becomes another scene, instead of nothing.
@@ -91,27 +89,33 @@ class Visitor:
         self,
         make_scene,
         *,
-        first: int = 0,
-        stop: int | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        fps: float = 24.0,
         cutter: cuts.Cutter | None = None,
         max_frames: int | None = None,
         split_long: bool = False,
         looks: bool = True,
         still_side: int = SIDE,
     ):
-        self.make_scene, self.first, self.stop, self.cutter = make_scene, first, stop, cutter
+        self.make_scene, self.start, self.end, self.cutter = make_scene, start, end, cutter
         self.max_frames, self.split_long = max_frames, split_long
         self.looks, self.delay = looks or cutter is not None, cutter.delay if cutter else 0
         self.shrink, self.shrink_still = Shrink(SIDE), Shrink(still_side)
         self.scenes: list[tuple[int, int, dict]] = []  # first, stop, result
         self.waiting, self.cuts = collections.deque(), set()
-        self.begin, self.scene, self.next = first, make_scene(first), first
+        self.fps, self.zero, self.first = fps, None, None  # the first frame's time, and number
+        self.begin, self.scene, self.next = 0, None, 0
 
     def __call__(self, number: int, frame: av.VideoFrame | Image.Image):
-        if number < self.first:
+        at = self._time(number, frame) + 0.5 / self.fps
+        if at < self.start:
             return
-        if self.stop is not None and number >= self.stop:
-            raise Enough
+        if self.end is not None and at >= self.end:
+            raise video_io.Enough
+        if self.first is None:
+            self.first = self.begin = self.next = number
+            self.scene = self.make_scene(number)
         look = self.shrink(frame) if self.looks else None
         found = self.cutter.feed(number, look) if self.cutter else ()
         self.cuts.update(found)
@@ -120,6 +124,14 @@ class Visitor:
         self.waiting.append((number, look, self.shrink_still(frame) if wants else None))
         while self.waiting and self.waiting[0][0] <= number - self.delay:
             self._pass(*self.waiting.popleft())
+
+    def _time(self, number: int, frame) -> float:
+        """Seconds after the first frame."""
+        time = getattr(frame, "time", None)
+        if time is None:
+            return number / self.fps
+        self.zero = time if self.zero is None else self.zero
+        return time - self.zero
 
     def finish(self) -> list[tuple[int, int, dict]]:
         """Returns (first frame, frame after the last, result) of each scene."""

@@ -20,7 +20,7 @@ import configs.data
 from data_pipelines.media import video_io
 from data_pipelines.stages import examine, rules, text
 
-VERSION = 1  # of what the stages do: another one makes examined parts anew
+VERSION = 2  # of what the stages do: another one makes examined parts anew
 _CHILD_ONLY = ("deadline_seconds", "memory_bytes")  # limits that `video_io.Limits` does not have
 _LEAST_MEMORY = 128 << 20  # bytes of a child process that decodes small files
 

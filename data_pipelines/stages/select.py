@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tqdm
 
-from data_pipelines.stages import caption_cleaning, dedup, examine, ledger, rules, text
+from data_pipelines.stages import caption_cleaning, dedup, ledger, rules, text
 
 NO_CAPTION, DUPLICATE, NEAR_DUPLICATE = "no caption", "duplicate", "near duplicate"
 
@@ -116,17 +116,9 @@ def _duplicates(kept: pa.Table, how: dict) -> tuple[dict[int, int], dict[int, in
     """Returns {row: row it copies} for exact and for near duplicates, both in rows of `kept`."""
     ids, exact, near = kept["id"].to_pylist(), {}, {}
     if how["exact"]:
-        facts = kept.select(["sha256", "start", "fps", "num_frames"]).to_pylist()
         # frames, as the seconds of two rows that mean the same ones may differ in a last digit
-        keys = [
-            (
-                row["sha256"],
-                examine.frame_range(row["start"], None, row["fps"])[0],
-                row["num_frames"],
-            )
-            for row in facts
-        ]
-        exact = dedup.exact(keys, ids)
+        facts = kept.select(["sha256", "first_frame", "num_frames"]).to_pylist()
+        exact = dedup.exact([tuple(row.values()) for row in facts], ids)
     if how["near"] >= 0:
         rest = [row for row in range(len(ids)) if row not in exact]
         table = kept.take(pa.array(rest, pa.int64()))

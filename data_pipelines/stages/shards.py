@@ -121,14 +121,14 @@ class Writer:
             try:
                 file = parts.open_file(group[0]["file"], self.limits.max_bytes)
                 file = stack.enter_context(file)
-                same = hashlib.file_digest(file, "sha256").hexdigest() == group[0]["sha256"]
-            except OSError:
-                same = False
-            if not same:  # what is written has to be what was examined
-                raise ValueError(
-                    f"{group[0]['file']} changed while the data set was written: leave the files "
-                    "alone, delete the folder that ends in .work, and run again."
-                )
+                if hashlib.file_digest(file, "sha256").hexdigest() != group[0]["sha256"]:
+                    raise video_io.MediaError(
+                        "file changed", "its content is no longer what was examined."
+                    )
+            except (OSError, video_io.MediaError) as error:
+                gone = video_io.MediaError("unreadable", f"when shards were written: {error}.")
+                found = gone if isinstance(error, OSError) else error
+                return [(row, found, None) for row in group]
             if not is_encoded_again(group[0], self.how["short_side"]):
                 file.seek(0)
                 content = file.read()
@@ -198,8 +198,7 @@ def amend(rows: pa.Table, failures: pathlib.Path) -> pa.Table:
 
 def frame_range(row: dict) -> tuple[int, int]:
     """Returns the frames [first, stop) of its file that a row stands for."""
-    first, _ = examine.frame_range(row["start"], row["end"], row["fps"])
-    return first, first + row["num_frames"]
+    return row["first_frame"], row["first_frame"] + row["num_frames"]
 
 
 def _facts(row: dict) -> dict:
