@@ -32,8 +32,8 @@ def check_file(path: str | os.PathLike, flag: str = "--out") -> None:
 def _check(given: str, folder: pathlib.Path) -> None:
     if "://" in given:
         raise ValueError(
-            f"{given} is a URL, and files are written to folders alone: name one, and copy it there "
-            "when it is finished (shards are read from URLs)."
+            f"{given} is a URL, and files are written to folders alone: name one, and copy it "
+            "there when it is finished (shards are read from URLs)."
         )
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     problem = "" if there.is_dir() else "is no folder"
