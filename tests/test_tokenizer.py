@@ -20,7 +20,9 @@ def test_bytes_end_with_the_end_token_and_pad_with_zero():
 def test_long_captions_are_cut_and_long_prompts_refused():
     tokenize = tokenizer.make_tokenize(None, 6)
     ids_BL, mask_BL = tokenize(["abcdefgh"])
-    assert mask_BL.all() and ids_BL[0, -1] == 1
+    assert mask_BL.all() and ids_BL[0].tolist() == [100, 101, 102, 103, 104, 1]
+    assert tokenize.cut == 1
+    assert tokenize(["abcde", ""])[1].sum() == 7 and tokenize.cut == 1
     with pytest.raises(ValueError, match=r"9 tokens, but the model takes 6: shorten it by 3"):
         tokenize(["abcdefgh"], strict=True)
     with pytest.raises(ValueError, match="prompt 1 is empty"):

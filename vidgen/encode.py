@@ -116,7 +116,8 @@ def encode(
             placed = [known[i] for i in numbers_M[part]]
             pairs = list(zip(rows_M[part].tolist(), placed, strict=True))
             builder.write_shard(work, "latent", number, num_shards, clips.encode(pairs, counts))
-            bar.set_postfix(clips=clips.kept, computed=clips.computed)
+            cut = models.tokenize.cut
+            bar.set_postfix(clips=clips.kept, computed=clips.computed, captions_cut=cut)
     left_out = len(reader) - len(np.unique(rows_M))
     extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
     if every_bucket:

@@ -19,6 +19,7 @@ class Tokenize:
         max_tokens: L.
         vocab_size: Numbers of tokens that can occur, for the text encoder's table.
         fingerprint: Changes with the tokens that a text gives.
+        cut: How many texts were too long, and lost their end.
     """
 
     def __init__(self, folder: str | None, max_tokens: int):
@@ -26,7 +27,7 @@ class Tokenize:
             raise ValueError(
                 f"max_tokens={max_tokens} has to be 2 or more: a text ends in a token."
             )
-        self.folder, self.max_tokens = folder, max_tokens
+        self.folder, self.max_tokens, self.cut = folder, max_tokens, 0
         self.vocab_size = len(_load(folder))
         self.fingerprint = _fingerprint(folder, max_tokens)
 
@@ -46,7 +47,11 @@ class Tokenize:
         for row, text in enumerate(texts):
             if strict and not text.strip():
                 raise ValueError(f"prompt {row} is empty: write what the video should show.")
-            ids = tokenizer(text, truncation=not strict, max_length=self.max_tokens)["input_ids"]
+            most = {"truncation": not strict, "max_length": self.max_tokens + 1}  # one over tells
+            ids = tokenizer(text, **most)["input_ids"]
+            if len(ids) > self.max_tokens and not strict:
+                ids = ids[: self.max_tokens - 1] + ids[-1:]  # the token that ends a text
+                self.cut += 1
             if len(ids) > self.max_tokens:
                 start = text if len(text) <= 60 else text[:57] + "..."
                 raise ValueError(
