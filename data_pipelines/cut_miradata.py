@@ -63,9 +63,9 @@ def cut(file: BinaryIO, start: float, end: float) -> tuple[bytes, float]:
             target.flags |= av.container.Flags.bitexact.value
             copy = target.add_stream_from_template(stream, opaque=True)
             seconds = stream.time_base
-            zero = stream.start_time or 0
+            zero = 0 if format == "avi" else stream.start_time or 0
             source.seek(zero + int(start / seconds), stream=stream, backward=True)
-            packets = _packets(source, stream, zero + end / seconds)
+            packets = _packets(source, stream, zero + end / seconds, format == "avi")
             shown = [packet.pts for packet in packets] or [0]
             first = shown[0]
             if (first - zero) * seconds >= end or (max(shown) - zero) * seconds < start:
@@ -81,20 +81,22 @@ def cut(file: BinaryIO, start: float, end: float) -> tuple[bytes, float]:
     return buffer.getvalue(), max(0.0, float(start - (first - zero) * seconds))
 
 
-def _packets(source, stream, end) -> list[av.Packet]:
+def _packets(source, stream, end, has_rate_alone: bool) -> list[av.Packet]:
     """The packets from the next keyframe on that are to be decoded before `end`, with both times.
 
     Matroska tells when a packet is shown, and after a jump not when it is decoded; AVI only that.
     """
+    if has_rate_alone and stream.codec_context.has_b_frames:
+        raise video_io.MediaError("no times", "its frames change order, and have no times.")
     packets, size = [], 0
     for packet in source.demux(stream):
-        if packet.pts is None:
+        if has_rate_alone:  # what FFmpeg gives for times of an AVI file is a guess
             packet.pts = packet.dts
         if packet.pts is None or not (packets or packet.is_keyframe):
             continue
         if packets and packet.pts < packets[0].pts:  # needs what comes before the keyframe
             continue
-        if (packet.pts if packet.dts is None else packet.dts) >= end:
+        if packet.dts is not None and packet.dts >= end:
             break
         packets.append(packet)
         size += packet.size
@@ -105,7 +107,7 @@ def _packets(source, stream, end) -> list[av.Packet]:
     at = packets[known].dts if known < len(packets) else min((p.pts for p in packets), default=0)
     for i, packet in enumerate(packets[:known]):
         packet.dts = at - (known - i) * step
-    return packets
+    return [packet for packet in packets if packet.dts is not None]
 
 
 def make_cutter(memory_bytes: int):

@@ -81,7 +81,7 @@ def make_checker(plain: bool = False):
         pixels = hashlib.blake2b(digest_size=16)
         canary = 0
 
-        def visit(number, frame):
+        def visit(number, frame, _seconds):
             nonlocal canary
             if isinstance(frame, av.VideoFrame):
                 for plane in frame.planes:
@@ -112,12 +112,12 @@ def _plain_check(file, visit) -> probes.Probe:
     try:
         if limits.sniff(file.read(16)) in ("png", "jpeg", "webp"):
             with Image.open(file) as image:
-                visit(0, image.convert("RGB"))
+                visit(0, image.convert("RGB"), 0.0)
                 return probes.Probe("image", "", 1, image.height, image.width, 0.0)
         file.seek(0)
         with av.open(file) as container:
             for number, frame in enumerate(container.decode(video=0)):
-                visit(number, frame)
+                visit(number, frame, 0.0)
             return probes.Probe("video", "", number + 1, frame.height, frame.width, 0.0)
     except Exception as error:
         raise limits.MediaError("damaged", str(error)) from error

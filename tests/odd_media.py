@@ -38,6 +38,7 @@ def video(
     times: Sequence[float] | None = None,
     cover: str = "",
     cover_first: bool = False,
+    last_seconds: float = 0.0,
     **settings,
 ) -> bytes:
     """A video file.
@@ -47,6 +48,7 @@ def video(
         times: Seconds at which each frame is shown; None: evenly, at `rate`.
         cover: Codec of a cover picture, "mjpeg" or "png".
         cover_first: Whether that is the first stream.
+        last_seconds: How long the last frame is shown; 0: as long as the others.
         settings: Further attributes of the stream's encoder.
     """
     buffer = io.BytesIO()
@@ -70,7 +72,10 @@ def video(
             if times is not None:
                 shown.pts, shown.time_base = round(times[number] / _TICK), _TICK
             target.mux(stream.encode(shown))
-        target.mux(stream.encode(None))
+        ends = stream.encode(None)
+        if last_seconds:
+            ends[-1].duration = round(last_seconds / ends[-1].time_base)
+        target.mux(ends)
     return buffer.getvalue()
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from data_pipelines import cut_miradata
 from data_pipelines.media import video_io
 from data_pipelines.shards import records
-from data_pipelines.stages import ingest
+from data_pipelines.sources import clips
+from data_pipelines.stages import examine, ingest
 from tests import odd_media
 
 DATA = pathlib.Path(__file__).parent / "data" / "odd_media"
@@ -213,3 +214,57 @@ def test_a_part_is_what_is_shown_at_its_times(times, wanted, container, tmp_path
     assert [odd_media.number_of(image) for image in frames] == list(wanted)
     assert sample["num_frames"] == len(wanted)
     assert sample["fps"] == pytest.approx(30 if len(wanted) == 15 else 24.3, rel=0.01)
+
+
+def part(content, start, end):
+    (row,) = examine.examine(io.BytesIO(content), clips.Clip("a", "a", None, "", start, end))
+    if row.get("status"):
+        return row["rule"]
+    return row["first_frame"], row["num_frames"]
+
+
+@pytest.mark.parametrize("container", ["avi", "mp4", "matroska"])
+@pytest.mark.parametrize("first, count", [(0, 5), (12, 5), (3, 1), (20, 28)])
+def test_parts_are_exact_whatever_the_order_of_decoding(container, first, count):
+    content = odd_media.video("libx264", 48, container=container, rate=24, options={"bf": "2"})
+    assert part(content, first / 24, (first + count) / 24) == (first, count)
+
+
+def test_a_header_that_lies_about_the_rate_moves_no_part():
+    """A last frame of a minute makes the mean rate that of a slide show."""
+    content = odd_media.video(num_frames=48, rate=24, options={"bf": "0"}, last_seconds=60)
+    assert video_io.probe(content).fps < 2
+    assert part(content, 1.0, 1.5) == (24, 12)
+
+
+def test_a_part_is_judged_by_its_own_frames():
+    hole = [t + 0.5 * (n > 30) for n, t in enumerate(t / 30 for t in range(180))]
+    content = odd_media.video(num_frames=180, times=hole, options={"bf": "0"})
+    assert part(content, 3.0, 5.0) == (75, 60)
+    assert part(content, 0.5, 2.0) == "variable rate"
+    assert part(content, 90, 91) == part(content, 0.0, 0.001) == "too short"
+
+
+def test_scenes_come_back_by_their_times():
+    hole = [t + 0.05 * (n > 30) for n, t in enumerate(t / 30 for t in range(150))]
+    content = odd_media.video(num_frames=150, times=hole, options={"bf": "0"})
+    options = examine.Options(cuts=True, cut_threshold=99, max_seconds=1.0, split_long=True)
+    rows = examine.examine(io.BytesIO(content), clips.Clip("a", "a", None), options)
+    assert len(rows) >= 5 and sum(row["num_frames"] for row in rows) == 150
+    for row in rows:
+        found = row["first_frame"], row["num_frames"]
+        assert part(content, row["start"], row["end"]) == found
+    assert {row["num_frames"] for row in rows[2:-1]} == {30}
+
+
+def test_a_photo_of_two_pictures_is_no_animation():
+    pictures = [Image.fromarray(np.full((32, 32, 3), 90 * i, np.uint8)) for i in range(2)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "MPO", save_all=True, append_images=pictures[1:])
+    assert video_io.decode(buffer.getvalue()).shape == (1, 32, 32, 3)
+
+
+def test_avi_with_frames_out_of_order_is_not_cut():
+    content = odd_media.video("libx264", container="avi", options={"bf": "2"})
+    with pytest.raises(video_io.MediaError, match="have no times"):
+        cut_miradata.cut(io.BytesIO(content), 0.7, 1.2)

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipelines.media import encoding, video_io
-from data_pipelines.sources import clips, specs
+from data_pipelines.sources import clips, csv_records, specs
 from tests import data_sets
 
 HOSTILE = {  # path or id -> the reason that its row is refused for
@@ -229,7 +229,10 @@ def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
     (folder / "t.csv").write_text("\n".join(lines))
     table = specs.read(folder / "t.csv")
     assert reasons(table) == ["", "open quote"] + ["missing file"] * 5000
-    assert table[1].id == "deep/b.mp4" and "double the quotes in it" in table[1].given["refused"]
+    assert (
+        table[1].id == "deep/b.mp4-row-000002"
+        and "double the quotes in it" in table[1].given["refused"]
+    )
     assert csv.field_size_limit() == 131072  # as it was
 
 
@@ -265,6 +268,49 @@ def test_an_open_quote_takes_no_other_row_with_it(lines, wanted, folder):
 
 
 @pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        (['"line one', 'line two",a.mp4', "next,c.png"], {"a.mp4": "line one line two"}),
+        (
+            ['"one', "two, three", 'four, five",a.mp4', "next,c.png"],
+            {"a.mp4": "one two, three four, five"},
+        ),
+        (['"open,a.mp4', '"shut",deep/b.mp4', "next,c.png"], {"deep/b.mp4": "shut"}),
+    ],
+)
+def test_captions_may_stand_before_paths(lines, wanted, folder):
+    (folder / "t.csv").write_text("\n".join(["text,path", *lines]) + "\n")
+    table = {clip.id: clip.text for clip in specs.read(folder / "t.csv") if clip.text}
+    assert table == wanted | {"c.png": "next"}
+
+
+def test_a_row_that_was_mended_further_down_has_its_id(folder):
+    (folder / "t.csv").write_text('path,text\na.mp4,"open\nc.png,two\na.mp4,good\n')
+    table = specs.read(folder / "t.csv")
+    assert [clip.id for clip in table] == ["a.mp4-row-000001", "c.png", "a.mp4"]
+    assert reasons(table) == ["open quote", "", ""]
+
+
+def test_an_open_quote_in_the_path_is_told_as_such(folder):
+    (folder / "t.csv").write_text('path,text\n"a.mp4,hello\nc.png,two\n')
+    assert reasons(specs.read(folder / "t.csv")) == ["open quote", ""]
+
+
+def test_quotes_that_swallow_each_other_cost_no_square(folder, monkeypatch):
+    """Each line closes the quote of the line before and opens another."""
+    taken, next_line = [], csv_records._Lines.__next__
+
+    def counted(lines):
+        taken.append(1)
+        return next_line(lines)
+
+    monkeypatch.setattr(csv_records._Lines, "__next__", counted)
+    (folder / "t.csv").write_text("path,text\n" + 'a.mp4",x,"foo\n' * 3000)
+    assert len(specs.read(folder / "t.csv")) == 3000
+    assert len(taken) <= 3001 * (csv_records._MOST_LINES + 2)
+
+
+@pytest.mark.parametrize(
     "extra", ["a red car, fast,30", "a red car, fast", 'x,"y, z",30,', "x,1,2,,3"]
 )
 def test_a_row_with_more_cells_than_the_header_is_refused_by_name(extra, folder):
@@ -272,9 +318,9 @@ def test_a_row_with_more_cells_than_the_header_is_refused_by_name(extra, folder)
     header = ",".join(["path", "text", "fps", "size"][:columns])
     (folder / "t.csv").write_text(f"{header}\na.mp4,{extra}\nc.png,plain,\n")
     table = specs.read(folder / "t.csv")
-    assert [clip.id for clip in table] == ["a.mp4", "c.png"]
     wanted = "more cells" if columns < 4 or extra.startswith("x,1") else ""
     assert reasons(table) == [wanted, ""]
+    assert [clip.id for clip in table] == ["a.mp4" + "-row-000001" * bool(wanted), "c.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -312,7 +358,8 @@ def test_parts_of_one_file_are_clips_of_their_own(folder):
 @pytest.mark.parametrize("there, asked", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
 def test_a_name_is_found_in_either_form(there, asked, folder):
     form = lambda kind: unicodedata.normalize(kind, "é/ü.mp4")
-    (folder / form(there)).parent.mkdir()
+    folder = folder / unicodedata.normalize("NFC", "à")  # made elsewhere than the file
+    (folder / form(there)).parent.mkdir(parents=True)
     (folder / form(there)).write_bytes(b"x")
     [clip] = specs.read(write(folder / "t.csv", ("path", "text"), [(form(asked), "x")]))
     assert reasons([clip]) == [""] and os.path.exists(clip.file)
@@ -323,7 +370,7 @@ def test_short_long_and_blank_lines_of_a_csv_do_no_harm(folder):
     (folder / "t.csv").write_text("\ufeffpath,text,score\na.mp4\n\n\nc.png,x,1,2,3\n,,\n")
     table = specs.read(folder / "t.csv")
     assert reasons(table) == ["", "more cells", "missing path"]
-    assert (table[0].text, table[1].id) == (None, "c.png")
+    assert (table[0].text, table[1].id) == (None, "c.png-row-000002")
 
 
 def test_columns_can_be_named(folder):

@@ -71,14 +71,15 @@ def test_chosen_frames_are_those_of_the_whole():
 def test_every_frame_is_visited_in_order_as_it_decodes():
     content, image = encoding.encode_mp4(moving(), 12), encoding.encode_png(moving(1)[0])
     seen = []
-    probe = video_io.check(content, visit=lambda number, frame: seen.append((number, frame)))
-    assert [number for number, _ in seen] == list(range(probe.num_frames)) == list(range(12))
-    shown = [frame.to_ndarray(format="rgb24") for _, frame in seen]
+    probe = video_io.check(content, visit=lambda *facts: seen.append(facts))
+    assert [number for number, _, _ in seen] == list(range(probe.num_frames)) == list(range(12))
+    assert [seconds for _, _, seconds in seen] == pytest.approx([n / 12 for n in range(12)])
+    shown = [frame.to_ndarray(format="rgb24") for _, frame, _ in seen]
     np.testing.assert_array_equal(np.stack(shown), video_io.decode(content))
     seen.clear()
-    video_io.check(image, visit=lambda number, frame: seen.append((number, np.asarray(frame))))
-    assert len(seen) == 1 and seen[0][0] == 0
-    np.testing.assert_array_equal(seen[0][1], moving(1)[0])
+    video_io.check(image, visit=lambda *facts: seen.append(facts))
+    assert len(seen) == 1 and (seen[0][0], seen[0][2]) == (0, 0.0)
+    np.testing.assert_array_equal(np.asarray(seen[0][1]), moving(1)[0])
 
 
 def test_images_are_one_frame_at_120_fps():

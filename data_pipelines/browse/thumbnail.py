@@ -68,24 +68,23 @@ def make(task: Task, file: BinaryIO | None = None) -> Preview:
 def _make(source: bytes | BinaryIO, task: Task) -> Preview:
     head = video_io.probe(source)
     step = math.ceil(head.fps / MAX_FPS)  # every so many frames: even motion
-    first = round(task.start * head.fps)
-    last = first + round(min(SECONDS, (task.end or math.inf) - task.start) * head.fps)
+    end = min(task.start + SECONDS, task.end or math.inf)
     reduce, to_rgb, images = VideoReformatter(), VideoReformatter(), []
+    seen: list[int] = []
 
-    def visit(number: int, frame):
+    def visit(number: int, frame, _seconds: float):
         width, height = _fit(frame.width, frame.height)
+        seen.append(number)
         if isinstance(frame, Image.Image):
             images.append(np.asarray(frame.resize((width, height), Image.Resampling.BOX)))
-        elif number >= max(last, first + 1):
-            raise video_io.Enough
-        elif number >= first and (number - first) % step == 0:
+        elif (number - seen[0]) % step == 0:
             alpha = any(component.is_alpha for component in frame.format.components)
             small = reduce.reformat(frame, width, height, "rgba" if alpha else "rgb24", threads=1)
             images.append(display.to_rgb(small, to_rgb))  # turned as it is shown
 
     note = "too short"
     try:
-        video_io.check(source, visit=visit)
+        video_io.check(source, visit=visit, start=task.start, end=end)
     except video_io.MediaError as error:
         note = error.reason
     if not images:

@@ -164,7 +164,7 @@ class open_image:
                 "too large",
                 f"{image.height}x{image.width} pixels, the limit is {self.limits.max_pixels}.",
             )
-        if getattr(image, "n_frames", 1) > 1:
+        if self.format in ("png", "webp") and getattr(image, "n_frames", 1) > 1:
             raise MediaError(
                 "animated image",
                 f"a {self.format} file of {image.n_frames} pictures: make a video of it first.",

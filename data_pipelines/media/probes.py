@@ -1,6 +1,7 @@
 """What a media file is: first as its header claims, then as its decoded frames tell."""
 
 import dataclasses
+import math
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from data_pipelines.media.limits import Limits, MediaError
 IMAGE_FPS = 120.0  # the frame rate that stands for "a still image" (Open-Sora 1.2)
 _UNKNOWN_FPS = 24.0
 _UNEVEN = 2.2  # times the usual step: twice, and times that are rounded to milliseconds
+_SHORTEST_STEP = 1 / 48  # seconds between frames, where nothing else is known
 _LAST = 4  # steps at the end, where parts that were copied out of videos lack B-frames
 _HDR_CURVES = (16, 18)  # SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)
 
@@ -71,6 +73,35 @@ def of_stream(stream, format: str, limits: Limits) -> Probe:
     return Probe("video", format, claimed, height, width, fps, stream.codec.canonical_name)
 
 
+class Part:
+    """Which frames of a file belong to a part of it: those that are shown at its times.
+
+    Args:
+        head: What the header says.
+        start: Seconds after the first frame; None: from there.
+        end: The same; None: to the last frame.
+    """
+
+    def __init__(self, head: Probe, start: float | None = None, end: float | None = None):
+        self._start, self._end = start or 0.0, math.inf if end is None else end
+        self._fps, self._has_times = head.fps, head.format != "avi"  # AVI has rates alone
+        self._zero = self._last = None
+
+    def place(self, number: int, frame: av.VideoFrame) -> tuple[float, int]:
+        """Returns (seconds after the first frame, -1 before the part, 0 in it or 1 after it).
+
+        A frame that is half a frame too early belongs to it: times are rounded.
+        """
+        seconds = number / self._fps
+        if self._has_times and frame.time is not None:
+            self._zero = frame.time if self._zero is None else self._zero
+            seconds = frame.time - self._zero
+        # headers lie about the rate, and the first frame has none before it
+        step = _SHORTEST_STEP if self._last is None else max(0.0, seconds - self._last)
+        self._last, near = seconds, seconds + min(step, 1 / self._fps) / 2
+        return seconds, 1 if near >= self._end else -1 if near < self._start else 0
+
+
 class Decoded:
     """What only the decoded frames tell: how many there are, when they are shown, and how."""
 
@@ -78,8 +109,9 @@ class Decoded:
         self.time_base = float(stream.time_base)
         self.dropped = self.leading = 0
         self.times: list[int] = []
+        self._first = 0  # of the times of frames that are wanted
         self._keys: list[int | None] = []
-        self.count = self.interlaced = 0
+        self.total = self.count = self.interlaced = 0
         self.orientation, self.is_hdr = 1, False
         self._told_curve = stream.codec_context.color_trc  # by the container, where frames do not
 
@@ -93,14 +125,19 @@ class Decoded:
         elif len(self._keys) == 1 and None not in (packet.pts, self._keys[0]):
             self.leading += packet.pts < self._keys[0]
 
-    def add(self, frame: av.VideoFrame):
-        if self.count == 0:
+    def add(self, frame: av.VideoFrame, is_wanted: bool = True):
+        """Takes the next frame; one that is not wanted only counts as decoded."""
+        if self.total == 0:
             self.orientation = display.orientation_of_frame(frame)
             self.is_hdr = bool({frame.color_trc, self._told_curve} & {*_HDR_CURVES})
+        self.total += 1
         if frame.pts is not None:
             self.times.append(frame.pts)
-        self.interlaced += frame.interlaced_frame
-        self.count += 1
+        if is_wanted:
+            self.interlaced += frame.interlaced_frame
+            self.count += 1
+        elif self.count == 0:
+            self._first = len(self.times)
 
     def finish(self, head: Probe, pictures: int | None, limits: Limits) -> Probe:
         """Returns the probe with the true facts.
@@ -113,11 +150,13 @@ class Decoded:
         Raises:
             MediaError: If frames are missing, or would not show what the camera saw.
         """
-        expected = self.count if pictures is None else pictures - self.dropped
-        if self.count == 0 or not 0 <= expected - self.count <= self.leading:
+        expected = self.total if pictures is None else pictures - self.dropped
+        if self.total == 0 or not 0 <= expected - self.total <= self.leading:
             raise MediaError(
-                "missing frames", f"{self.count} frames decoded, the file announces {expected}."
+                "missing frames", f"{self.total} frames decoded, the file announces {expected}."
             )
+        if self.count == 0:
+            raise MediaError("too short", "no frame is shown at the times of the clip.")
         if 2 * self.interlaced > self.count:
             raise MediaError(
                 "interlaced",
@@ -128,23 +167,13 @@ class Decoded:
                 "high dynamic range", "PQ or HLG colours: map the file to BT.709 first."
             )
         fps = head.fps
-        if self.count > 2 and len(self.times) == self.count and head.format != "avi":
+        if self.total > 2 and len(self.times) == self.total and head.format != "avi":
             steps = np.diff(self.times)
             if steps.min() <= 0:
                 raise MediaError("damaged", "times of the frames do not ascend.")
             usual = np.median(steps)
-            is_hole = steps > _UNEVEN * usual
-            uneven = np.mean((steps < usual / _UNEVEN) | is_hole)
-            inner = steps[:-_LAST]
-            holes = inner[is_hole[:-_LAST]].sum() / steps.sum()
-            if max(uneven, holes) > limits.max_uneven:
-                raise MediaError(
-                    "variable rate",
-                    f"{uneven:.0%} of the frames are shown half or twice as long as the others, "
-                    f"and nothing moves for {holes:.0%} of the time; the limit is "
-                    f"{limits.max_uneven:.0%}: give the file a constant rate first.",
-                )
-            measured = 1 / (steps[~is_hole].mean() * self.time_base)
+            _check_even(steps[self._first :], usual, limits)
+            measured = 1 / (steps[steps <= _UNEVEN * usual].mean() * self.time_base)
             if abs(measured - fps) > 0.02 * fps:
                 fps = measured
             if not 0 < fps <= limits.max_fps:
@@ -153,3 +182,18 @@ class Decoded:
                 )
         head = dataclasses.replace(head, num_frames=self.count, fps=fps)
         return head.turned(self.orientation)
+
+
+def _check_even(steps: np.ndarray, usual: float, limits: Limits):
+    """Refuses frames that come at no rate, by the ticks from each to the next."""
+    is_hole = steps > _UNEVEN * usual
+    uneven = np.mean((steps < usual / _UNEVEN) | is_hole) if len(steps) else 0.0
+    inner = is_hole[:-_LAST]
+    holes = steps[: len(inner)][inner].sum() / max(1, steps.sum())
+    if max(uneven, holes) > limits.max_uneven:
+        raise MediaError(
+            "variable rate",
+            f"{uneven:.0%} of the frames are shown half or twice as long as the others, and "
+            f"nothing moves for {holes:.0%} of the time; the limit is {limits.max_uneven:.0%}: "
+            "give the file a constant rate first.",
+        )

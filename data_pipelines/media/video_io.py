@@ -97,16 +97,22 @@ def decode(
 def check(
     source: opening.Source,
     limits: Limits = DEFAULT_LIMITS,
-    visit: Callable[[int, av.VideoFrame | Image.Image], None] | None = None,
+    visit: Callable[[int, av.VideoFrame | Image.Image, float], None] | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
 ) -> probes.Probe:
-    """Walks the container, decodes the whole file, and returns the probe with the true facts.
+    """Walks the container, decodes the file, and returns the probe with the true facts.
 
     Args:
         source: Path, bytes or a seekable binary file.
         limits: What the file may cost.
-        visit: Called with the number and the frame for each frame as it is decoded, for
-            `display.to_rgb` or other use; an image is one RGB frame. `Enough` ends the check, and
-            the facts are those of the frames before.
+        visit: Called with the number, the frame and its seconds after the first one, for each
+            frame as it is decoded; an image is one RGB frame. `Enough` ends the check, and the
+            facts are those of the frames before.
+        start: Where the part of a video begins that is visited and measured, in seconds after the
+            first frame; what comes before is decoded alone.
+        end: Where it ends; what comes later is not decoded.
 
     Raises:
         MediaError: If any frame is damaged or missing, a limit is passed, or frames would not show
@@ -122,21 +128,27 @@ def check(
                 damage.check_image(file, format, limits)
             if visit:
                 with contextlib.suppress(Enough):
-                    visit(0, shown)
+                    visit(0, shown, 0.0)
             return probes.of_image(image, format, orientation)
         with opening.open_video(file, format, limits, strict=True) as (container, stream):
-            place = opening.videos(container).index(stream)
+            streams = opening.videos(container)
+            is_told = len(pictures) == len(streams)
+            count = pictures[streams.index(stream)] if is_told else None
             head = probes.of_stream(stream, format, limits)
-            decoded = probes.Decoded(stream)
-            count = pictures[place] if place < len(pictures) else None
+            decoded, part = probes.Decoded(stream), probes.Part(head, start, end)
             for frame in _frames(container, stream, head, limits, decoded):
+                seconds, side = part.place(decoded.total, frame)
                 try:
-                    if visit:
-                        visit(decoded.count, frame)
+                    if side > 0:
+                        raise Enough
+                    if visit and side == 0:
+                        visit(decoded.total, frame, seconds)
                 except Enough:
+                    if decoded.count == 0:
+                        raise MediaError("too short", f"no frame is before {end} s.") from None
                     count = None
                     break
-                decoded.add(frame)
+                decoded.add(frame, side == 0)
         return decoded.finish(head, count, limits)
 
 

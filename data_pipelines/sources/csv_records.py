@@ -8,6 +8,8 @@ import collections
 import csv
 from collections.abc import Callable, Iterable, Iterator
 
+_MOST_LINES = 256  # of one record: an attempt to close a quote has an end
+
 
 class _Lines:
     """Lines of a file, which can be given back; `taken` are those since it was emptied."""
@@ -20,6 +22,8 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        if len(self.taken) == _MOST_LINES:
+            raise StopIteration
         line = self._again.popleft() if self._again else next(self._file)
         self.taken.append(line)
         return line
@@ -36,7 +40,8 @@ def read(file: Iterable[str], is_row: Callable[[list[str]], bool]) -> Iterator[l
     Args:
         file: Lines with their ends, as of a file that is open with newline="".
         is_row: Whether the cells of a line look like a row of their own, so that a cell that goes
-            over it was not meant to.
+            over it was not meant to. A caption of several lines that has such a line is taken for
+            an open quote.
 
     Raises:
         csv.Error: If a line is no CSV, or a cell is longer than csv.field_size_limit().
@@ -47,7 +52,7 @@ def read(file: Iterable[str], is_row: Callable[[list[str]], bool]) -> Iterator[l
         lines.taken = []
         try:
             cells = next(strict)
-            is_open = len(lines.taken) > 1 and any(map(is_row, _lenient(lines.taken[1:])))
+            is_open = _goes_over_rows(lines.taken, is_row)
         except StopIteration:
             return
         except csv.Error:  # ends inside of quotes, or goes on after them
@@ -58,6 +63,16 @@ def read(file: Iterable[str], is_row: Callable[[list[str]], bool]) -> Iterator[l
             yield lines.taken[0]
         elif cells:
             yield cells
+
+
+def _goes_over_rows(lines: list[str], is_row) -> bool:
+    """Whether the cell that goes from the first line to the last has a row within."""
+    if len(lines) == 1:
+        return False
+    *inner, last = _lenient([*lines[1:-1], lines[-1].partition('"')[0]])
+    # what comes after the closing quote is no part of that cell
+    rest = len(next(_lenient(lines[-1:]))) - len(last)
+    return any(map(is_row, [*inner, last + [""] * rest]))
 
 
 def _lenient(lines: list[str]) -> Iterator[list[str]]:

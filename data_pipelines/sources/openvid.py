@@ -72,7 +72,7 @@ def read(folder: str, *, csv: str | None = None) -> list[clips.Clip]:
     table, named = rows.Rows("openvid", folder), set()
     for number, row in tables.read_rows(source, ("video", "caption")):
         if isinstance(row, rows.Refused):
-            table.add(number, path=row.path, refused=row)
+            table.add(number, refused=row)
             continue
         name, refused, file = row.get("video"), None, None
         if isinstance(name, str):

@@ -6,6 +6,7 @@ MB, an id that came before. Captions become NFC text without control characters,
 of surrogate pairs and bytes that are not UTF-8 are replaced by U+FFFD.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -33,7 +34,7 @@ class Refused(ValueError):
 
     Attributes:
         reason: One short word or two for counting.
-        path: Of the row, where it could be read; it names the row then.
+        path: Of the row, where it could be read; it is a part of the row's id then.
     """
 
     def __init__(self, reason: str, message: str, *, path: str | None = None):
@@ -88,6 +89,9 @@ class Rows:
         times = (None, None)
         labels = clean_labels(given)
         try:
+            if refused is not None and refused.path:
+                with contextlib.suppress(Refused):  # a row that can be read may have the id
+                    clip_id = f"{clean_id(self._place(refused.path)[0])}-{clip_id}"
             if id is not None and id != "":
                 clip_id = clean_id(id)
             elif path is not None and file is not None:
@@ -140,10 +144,11 @@ class Rows:
         file = self._place(path)[1]
         if "://" in self._base:
             return file
-        if not (file.isascii() or os.path.lexists(file)):
+        if not (path.isascii() or os.path.lexists(file)):
             # macOS writes names in NFD, and most tables are in NFC
-            forms = (unicodedata.normalize(form, file) for form in ("NFC", "NFD"))
-            file = next(filter(os.path.lexists, forms), file)
+            forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+            files = (self._place(form)[1] for form in forms)
+            file = next(filter(os.path.lexists, files), file)
         return inside(self._root, file)
 
 

@@ -43,7 +43,7 @@ def read(
     table = rows.Rows(kind, os.path.dirname(source), root)
     for number, row in read_rows(source, (path, text)):
         if isinstance(row, rows.Refused):
-            table.add(number, path=row.path, refused=row)
+            table.add(number, refused=row)
             continue
         known = {key: row.pop(key, None) for key in (path, text, "id", "start", "end")}
         table.add(
@@ -112,7 +112,7 @@ def _read_csv(source: str, needed: tuple[str, ...]) -> Iterator[dict | rows.Refu
 
     def is_row(cells: list[str]) -> bool:
         path = _cell(columns, cells, needed[0]) if needed else None
-        return len(cells) == len(columns) and (path or "").lower().endswith(_MEDIA)
+        return len(cells) == len(columns) and os.path.splitext(path or "")[1].lower() in _MEDIA
 
     try:
         csv.field_size_limit(_MAX_CELL)

@@ -90,7 +90,7 @@ class _Stream:
         except BaseException as error:
             self.queue.put(error)
 
-    def _visit(self, number: int, frame: av.VideoFrame):
+    def _visit(self, number: int, frame: av.VideoFrame, _seconds: float):
         if self.closed or number >= self.wanted[-1][1]:
             raise video_io.Enough
         if any(first <= number < stop for first, stop in self.wanted):

@@ -106,52 +106,41 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     file.seek(0)
     facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
-    visitor = _visitor(file, row, options)
-    probe = video_io.check(file, options.limits, visitor)
+    visitor = _visitor(options)
+    probe = video_io.check(file, options.limits, visitor, start=row["start"], end=row["end"])
     facts |= {k: getattr(probe, k) for k in ("kind", "format", "codec", "height", "width", "fps")}
     scenes = visitor.finish()
-    if not scenes:
-        raise video_io.MediaError(
-            "too short", f"no frame between {row['start']} and {row['end']} seconds."
-        )
     row |= facts
     if not options.cuts or probe.kind == "image":
-        ((begin, end, values),) = scenes
-        return [row | {"first_frame": begin, "num_frames": end - begin} | values]
-    whole = scenes[0][:2] == (visitor.first, visitor.next)
+        return [row | _frames(scenes[0])]
+    whole = (scenes[0].first, scenes[0].stop) == (visitor.first, visitor.next)
     return [
-        row | _scene_row(f"{row['id']}#{i:03d}", *found, row, whole, options)
+        row | _scene_row(f"{row['id']}#{i:03d}", found, row, whole, options)
         for i, found in enumerate(scenes)
     ]
 
 
-def _visitor(file: BinaryIO, row: dict, options: Options) -> look.Visitor:
-    times, max_frames = {}, None
-    longest = options.max_seconds if options.cuts else None
-    if (row["start"], row["end"], longest) != (None, None, None):
-        head = video_io.probe(file, options.limits)
-        if head.kind == "video":
-            times = {"start": row["start"] or 0.0, "end": row["end"], "fps": head.fps}
-            max_frames = None if longest is None else max(1, round(longest * head.fps))
+def _visitor(options: Options) -> look.Visitor:
     return look.Visitor(
         lambda number: scene.Scene(number, options.scores, options.num_stills),
-        **times,
         cutter=cuts.Cutter(options.cut_threshold) if options.cuts else None,
-        max_frames=max_frames,
+        max_seconds=options.max_seconds if options.cuts else None,
         split_long=options.split_long,
         looks=bool(options.scores),
         still_side=max(options.still_side, scores.SHARP_SIDE),
     )
 
 
-def _scene_row(
-    id: str, begin: int, end: int, values: dict, row: dict, whole: bool, options: Options
-):
+def _frames(found: look.Scene) -> dict:
+    return {"first_frame": found.first, "num_frames": found.stop - found.first} | found.values
+
+
+def _scene_row(id: str, found: look.Scene, row: dict, whole: bool, options: Options) -> dict:
     """Returns what sets the row of a scene apart from that of its file."""
-    seconds = (end - begin) / row["fps"]
-    values |= {"id": id, "parent": row["id"], "first_frame": begin, "num_frames": end - begin}
+    seconds = found.end - found.start
+    values = {"id": id, "parent": row["id"]} | _frames(found)
     if not whole:
-        values |= {"start": begin / row["fps"], "end": end / row["fps"]}
+        values |= {"start": found.start, "end": found.end}
     if seconds < options.min_seconds:
         values |= refusal(
             SCENE_TOO_SHORT, f"{seconds:.2f} seconds, min_seconds={options.min_seconds:g}."

@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         ("given", pa.string()),  # JSON: what the source says of the clip
     ]
 )
+_LATER = "first_frame"  # ledgers of earlier versions have no such column
 _ROWS_A_GROUP = 1 << 16
 
 
@@ -121,6 +122,8 @@ def read(path: str | os.PathLike) -> pa.Table:
             f"{file} is no ledger ({error}): give the --out folder of data_pipelines.pipeline, or "
             f"its {NAME}."
         ) from error
+    if _LATER not in content.column_names:
+        content = content.append_column(_LATER, pa.nulls(len(content), SCHEMA.field(_LATER).type))
     missing = [name for name in SCHEMA.names if name not in content.column_names]
     if missing:
         raise ValueError(

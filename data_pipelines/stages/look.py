@@ -5,6 +5,7 @@ to the scene that it belongs to. What a scene keeps does not grow with its lengt
 """
 
 import collections
+import dataclasses
 
 import av
 import numpy as np
@@ -68,18 +69,25 @@ class Kept:
         return self.items[min(self.items, key=lambda i: (abs(i - index), i))]
 
 
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Frames [first, stop) of a file, shown from `start` to `end` (seconds), and what was seen."""
+
+    first: int
+    stop: int
+    start: float
+    end: float
+    values: dict
+
+
 class Visitor:
     """Cuts the frames that come by into scenes, and lets `make_scene(first)` see their copies.
 
     Args:
         make_scene: Called with a scene's first frame number; the result has `add(number, look,
             still)`, `wants_still(number)` and `result()`.
-        start: Frames that are shown sooner, in seconds after the first, are not looked at; a
-            frame stands for the time until the next one.
-        end: Frames from here on end the decode; None: never.
-        fps: Of the file, which tells how near is near enough.
         cutter: Finds cuts; None: all frames are one scene.
-        max_frames: A scene ends after so many; None: never.
+        max_seconds: A scene ends after so many; None: never.
         split_long: What is left of a long scene becomes another scene, instead of nothing.
         looks: Whether scenes want to see each frame; else they get None, and only count.
         still_side: Short side of the larger copies.
@@ -89,70 +97,65 @@ class Visitor:
         self,
         make_scene,
         *,
-        start: float = 0.0,
-        end: float | None = None,
-        fps: float = 24.0,
         cutter: cuts.Cutter | None = None,
-        max_frames: int | None = None,
+        max_seconds: float | None = None,
         split_long: bool = False,
         looks: bool = True,
         still_side: int = SIDE,
     ):
-        self.make_scene, self.start, self.end, self.cutter = make_scene, start, end, cutter
-        self.max_frames, self.split_long = max_frames, split_long
+        self.make_scene, self.cutter = make_scene, cutter
+        self.max_seconds, self.split_long = max_seconds, split_long
         self.looks, self.delay = looks or cutter is not None, cutter.delay if cutter else 0
         self.shrink, self.shrink_still = Shrink(SIDE), Shrink(still_side)
-        self.scenes: list[tuple[int, int, dict]] = []  # first, stop, result
+        self.scenes: list[Scene] = []
         self.waiting, self.cuts = collections.deque(), set()
-        self.fps, self.zero, self.first = fps, None, None  # the first frame's time, and number
-        self.begin, self.scene, self.next = 0, None, 0
+        self.first = self.scene = None
+        self.begin = self.next = 0  # frames
+        self.start = self.last = self.step = 0.0  # seconds
 
-    def __call__(self, number: int, frame: av.VideoFrame | Image.Image):
-        at = self._time(number, frame) + 0.5 / self.fps
-        if at < self.start:
-            return
-        if self.end is not None and at >= self.end:
-            raise video_io.Enough
+    def __call__(self, number: int, frame: av.VideoFrame | Image.Image, seconds: float):
         if self.first is None:
             self.first = self.begin = self.next = number
+            self.start = self.last = seconds
             self.scene = self.make_scene(number)
         look = self.shrink(frame) if self.looks else None
         found = self.cutter.feed(number, look) if self.cutter else ()
         self.cuts.update(found)
         # a new scene is not there yet to be asked, and may end soon
         wants = found or (self.scene and self.scene.wants_still(number))
-        self.waiting.append((number, look, self.shrink_still(frame) if wants else None))
+        still = self.shrink_still(frame) if wants else None
+        self.waiting.append((number, seconds, look, still))
         while self.waiting and self.waiting[0][0] <= number - self.delay:
             self._pass(*self.waiting.popleft())
 
-    def _time(self, number: int, frame) -> float:
-        """Seconds after the first frame."""
-        time = getattr(frame, "time", None)
-        if time is None:
-            return number / self.fps
-        self.zero = time if self.zero is None else self.zero
-        return time - self.zero
-
-    def finish(self) -> list[tuple[int, int, dict]]:
-        """Returns (first frame, frame after the last, result) of each scene."""
+    def finish(self) -> list["Scene"]:
+        """Returns the scenes."""
         while self.waiting:
             self._pass(*self.waiting.popleft())
-        self._close()
+        self._close(self.last + self.step)
         return self.scenes
 
-    def _pass(self, number: int, look: np.ndarray | None, still: np.ndarray | None):
-        full = self.scene and number - self.begin == self.max_frames
+    def _pass(self, number: int, seconds: float, look: np.ndarray | None, still: np.ndarray | None):
+        self.step, self.last = seconds - self.last, seconds
+        full = self.scene and number > self.begin and self._is_full(seconds)
         if number in self.cuts or full:
-            self._close()
+            self._close(seconds)
             if not full or self.split_long or number in self.cuts:
-                self.begin, self.scene = number, self.make_scene(number)
+                self.begin, self.start = number, seconds
+                self.scene = self.make_scene(number)
         if self.scene:
             self.scene.add(number, look, still)
         self.next = number + 1
 
-    def _close(self):
+    def _is_full(self, seconds: float) -> bool:
+        """Whether the scene is nearer to its longest without this frame than with it."""
+        longest = self.max_seconds
+        return longest is not None and seconds - self.start > longest - self.step / 2
+
+    def _close(self, end: float):
         if self.scene and self.next > self.begin:
             if len(self.scenes) == _MAX_SCENES:
                 raise video_io.MediaError("too many scenes", f"more than {_MAX_SCENES} scenes.")
-            self.scenes.append((self.begin, self.next, self.scene.result()))
+            frames = self.begin, self.next
+            self.scenes.append(Scene(*frames, self.start, end, self.scene.result()))
         self.scene = None

@@ -211,7 +211,7 @@ def _groups(rows: list[dict], short_side: int) -> Iterator[list[dict]]:
         group: list[dict] = []
         for row in found:
             follows = group and is_encoded_again(row, short_side)
-            follows = follows and len(group) < _ROWS_A_CALL
+            follows = follows and len(group) < _ROWS_A_CALL and row["fps"] == group[0]["fps"]
             if follows and frame_range(row)[0] >= frame_range(group[-1])[1]:
                 group.append(row)
                 continue
