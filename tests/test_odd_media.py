@@ -1,5 +1,6 @@
 """Odd but legal files keep their frames, in order, at their rate; what is lost has a name."""
 
+import fractions
 import io
 import pathlib
 
@@ -11,7 +12,7 @@ from data_pipelines import cut_miradata
 from data_pipelines.media import video_io
 from data_pipelines.shards import records
 from data_pipelines.sources import clips
-from data_pipelines.stages import examine, ingest
+from data_pipelines.stages import examine, ingest, ledger, rules
 from tests import odd_media
 
 DATA = pathlib.Path(__file__).parent / "data" / "odd_media"
@@ -268,3 +269,14 @@ def test_avi_with_frames_out_of_order_is_not_cut():
     content = odd_media.video("libx264", container="avi", options={"bf": "2"})
     with pytest.raises(video_io.MediaError, match="have no times"):
         cut_miradata.cut(io.BytesIO(content), 0.7, 1.2)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+@pytest.mark.parametrize("aspect", ["16/11", "8/9", "1/1"])
+def test_pixels_that_are_not_square_are_told(container, aspect):
+    shape = fractions.Fraction(aspect)
+    content = odd_media.video(num_frames=9, container=container, sample_aspect_ratio=shape)
+    assert video_io.check(content).pixel_aspect == pytest.approx(float(shape), rel=0.01)
+    (row,) = examine.examine(io.BytesIO(content), clips.Clip("a", "a", None))
+    (verdict,) = rules.apply(rules.parse(["pixel_aspect == 1"]), ledger.table([row]))
+    assert (verdict is None) == (aspect == "1/1")

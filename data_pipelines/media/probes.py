@@ -33,13 +33,15 @@ class Probe:
     fps: float
     codec: str = ""  # FFmpeg's name, "h264"; of an image its format
     orientation: int = 1  # EXIF's number (1 to 8) of the turn that height and width are after
+    pixel_aspect: float = 1.0  # width of a pixel as it is meant to be shown, in heights of it
 
     def turned(self, orientation: int) -> "Probe":
         """Returns the probe of the frames after this turn."""
-        height, width = self.height, self.width
+        height, width, aspect = self.height, self.width, self.pixel_aspect
         if orientation >= 5:
-            height, width = width, height
-        return dataclasses.replace(self, height=height, width=width, orientation=orientation)
+            height, width, aspect = width, height, 1 / aspect
+        turned = {"height": height, "width": width, "pixel_aspect": aspect}
+        return dataclasses.replace(self, **turned, orientation=orientation)
 
 
 def of_image(image: Image.Image, format: str, orientation: int) -> Probe:
@@ -70,7 +72,9 @@ def of_stream(stream, format: str, limits: Limits) -> Probe:
         raise MediaError("too long", f"{claimed} frames, the limit is {limits.max_frames}.")
     if not 0 < fps <= limits.max_fps:
         raise MediaError("broken header", f"{fps} frames a second, the limit is {limits.max_fps}.")
-    return Probe("video", format, claimed, height, width, fps, stream.codec.canonical_name)
+    aspect = float(stream.sample_aspect_ratio or 1) or 1.0  # 0 where nothing is said
+    codec = stream.codec.canonical_name
+    return Probe("video", format, claimed, height, width, fps, codec, pixel_aspect=aspect)
 
 
 class Part:

@@ -108,7 +108,8 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
     file.seek(0)
     visitor = _visitor(options)
     probe = video_io.check(file, options.limits, visitor, start=row["start"], end=row["end"])
-    facts |= {k: getattr(probe, k) for k in ("kind", "format", "codec", "height", "width", "fps")}
+    names = ("kind", "format", "codec", "height", "width", "pixel_aspect", "fps")
+    facts |= {name: getattr(probe, name) for name in names}
     scenes = visitor.finish()
     row |= facts
     if not options.cuts or probe.kind == "image":

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("num_frames", pa.int32()),
         ("height", pa.int32()),
         ("width", pa.int32()),
+        ("pixel_aspect", pa.float32()),  # width of a pixel in heights of it
         ("fps", pa.float64()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
         ("given", pa.string()),  # JSON: what the source says of the clip
     ]
 )
-_LATER = "first_frame"  # ledgers of earlier versions have no such column
+_LATER = ("first_frame", "pixel_aspect")  # ledgers of earlier versions have no such columns
 _ROWS_A_GROUP = 1 << 16
 
 
@@ -122,8 +123,9 @@ def read(path: str | os.PathLike) -> pa.Table:
             f"{file} is no ledger ({error}): give the --out folder of data_pipelines.pipeline, or "
             f"its {NAME}."
         ) from error
-    if _LATER not in content.column_names:
-        content = content.append_column(_LATER, pa.nulls(len(content), SCHEMA.field(_LATER).type))
+    for name in _LATER:
+        if name not in content.column_names:
+            content = content.append_column(name, pa.nulls(len(content), SCHEMA.field(name).type))
     missing = [name for name in SCHEMA.names if name not in content.column_names]
     if missing:
         raise ValueError(
