@@ -78,9 +78,8 @@ def gradient(params, total, frozen, batch, number, weight, *, task, config):
     key = step_key(config, number, 0)
     (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, frozen, batch, key)
     found = grads, {"loss": loss, **metrics}
-    return jax.tree.map(
-        lambda so_far, x: so_far + weight * x.astype(so_far.dtype), total, found
-    ), loss
+    add = lambda so_far, x: so_far + weight * x.astype(so_far.dtype)
+    return jax.tree.map(add, total, found), loss
 
 
 def apply(state, total, *, tx, config):
