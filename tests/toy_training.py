@@ -107,7 +107,7 @@ def start(command: list[str], **hooks: str) -> subprocess.Popen:
     """Starts a command on one CPU device and one thread, in a process group of its own."""
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(processes.ROOT / ".pytest_cache" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
