@@ -27,6 +27,7 @@ CORE = [
     "tensorflow-datasets",
     "tqdm",
     "transformers",  # its tokenizers only: the text encoder is vidgen's own
+    "xxhash",  # digests of records, at the speed of memory
 ]
 
 EXTRAS = {
