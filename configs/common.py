@@ -36,7 +36,7 @@ def base() -> ConfigDict:
     config.start_from = ""  # weights to start with: the --out of vidgen.convert --to=vidgen
 
     config.data = ConfigDict()
-    config.data.path = ""  # a folder of shards: python -m data_pipelines.pipeline, or vidgen.encode
+    config.data.path = ""  # a folder of shards, or several: "a=0.7,b=0.3"
     # resolution.frames: (share of clips that stay here, clips a batch over all processes)
     config.data.buckets = ConfigDict()
     config.data.mask_ratios = ConfigDict()  # how often which frames are given: spec section 5

@@ -34,12 +34,18 @@ EXIT_GO_ON = 75  # run it again, as of the other commands
 def main(argv: list[str] | None = None):
     parser = arguments.Parser("data_pipelines.pipeline", __doc__)
     add = parser.add_argument
-    add("--source", required=True, help="folder, table, tars, openvid:FOLDER, miradata:FOLDER")
-    add("--out", required=True, help="folder to make")
+    add(
+        "--source",
+        required=True,
+        action="append",
+        help="folder, table, tars, openvid:FOLDER, miradata:FOLDER; may come several times",
+    )
+    add("--out", required=True, help="folder to make, or the data set that grows")
     add("--config", help="configs/data.py and the like; each field is a flag --config.FIELD=VALUE")
     at_least = arguments.at_least
     add("--num_workers", type=at_least(0), default=0, help="decoders; 0: one a processor")
     add("--keep_parts", metavar="DIR", help="keep what was measured, for runs with other rules")
+    add("--shrink", action="store_true", help="a data set may lose more than half of its clips")
     add("--runner", default="local", choices=["local", *runner.RUNNERS], help="who does the work")
     add("--beam_args", default="", help="flags for Apache Beam's runner, in one pair of quotes")
     add(
@@ -64,7 +70,7 @@ def main(argv: list[str] | None = None):
             config = plan.load(args.config, _overrides(parser, args, rest))
             engine = _engine(args)
             if args.dry_run is not None:
-                table = specs.read(args.source)
+                table = specs.read_all(args.source)
                 workers = args.num_workers or os.cpu_count() or 1
                 plain = ingest.check(config, table)
                 print(dry_run.estimate(table, plain, workers, args.dry_run))
@@ -74,13 +80,14 @@ def main(argv: list[str] | None = None):
                 outputs.check_folder(args.keep_parts, "--keep_parts")
             tell: list[summary.Stage] = []
             how = {"engine": engine, "keep_parts": args.keep_parts, "tell": tell}
+            how["shrink"] = args.shrink
             meta = ingest.run(args.source, args.out, config, **how)
     except (KeyboardInterrupt, parts.Stopped):
         _leave(args)
     _print_summary(args.out, meta, tell)
 
 
-def _engine(args: argparse.Namespace) -> ingest.Engine:
+def _engine(args: argparse.Namespace) -> runner.Engine:
     """Returns who does the work, from flags that fit together."""
     if args.runner == "local" and (args.beam_args or args.exchange):
         flag = "beam_args" if args.beam_args else "exchange"
@@ -88,7 +95,7 @@ def _engine(args: argparse.Namespace) -> ingest.Engine:
     if args.exchange:
         exchange.check(args.exchange)
     beam_args = tuple(shlex.split(args.beam_args))
-    return ingest.Engine(args.runner, args.num_workers, beam_args, args.exchange)
+    return runner.Engine(args.runner, args.num_workers, beam_args, args.exchange)
 
 
 def _overrides(

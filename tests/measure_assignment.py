@@ -37,13 +37,14 @@ def write_index(folder: pathlib.Path, clips: int):
     sizes_N2[is_phone_N] = sizes_N2[is_phone_N, ::-1]
     sizes_N2[is_crop_N] = rng.integers(120, 2200, (is_crop_N.sum(), 2))
     lengths_N = np.exp(rng.normal(5.0, 0.8, clips)).astype(np.int32) + 2  # median 150 frames
+    numbers = ("digest", *records.MARKS)
     index = {
         "id": np.char.add("videos/part-0042/clip", np.arange(clips).astype("U8")).astype("U29"),
         "fps": np.full(clips, 24, np.float32),
         "num_frames": np.where(rng.random(clips) < 0.3, 1, lengths_N).astype(np.int32),
         "height": sizes_N2[:, 0].astype(np.int32),
         "width": sizes_N2[:, 1].astype(np.int32),
-        "digest": rng.integers(2**63, size=clips).astype(np.uint64),
+        **{name: rng.integers(2**63, size=clips).astype(np.uint64) for name in numbers},
         "size": np.full(clips, 1_000_000, np.int64),
         "place": np.arange(clips, dtype=np.int64),
     }
@@ -51,6 +52,7 @@ def write_index(folder: pathlib.Path, clips: int):
     shard = {"name": "clips-0", "num_records": clips, "bytes": 0}
     (folder / shard["name"]).touch()
     facts = {"format": records.FORMAT, "kind": "video", "num_records": clips, "shards": [shard]}
+    facts["run"] = 1
     (folder / "meta.json").write_text(json.dumps(facts | {"fingerprint": f"made up {clips}"}))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,8 @@ def test_the_loader_takes_the_shards(config, latents):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = filter(pathlib.Path.is_file, folder.rglob("*"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_what_is_done_stays_and_other_inputs_are_refused(config, shards, latents):
@@ -158,19 +160,17 @@ def test_clips_without_a_bucket_are_counted(config, shards, root, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["vae", "text"])
-def test_other_weights_make_other_latents(what, config, shards, models, frozen):
+def test_other_weights_make_other_latents(what, config, models, frozen):
     """The key would else take latents of another VAE or text encoder for these."""
-    reader = records.Reader(shards)
-    key = lambda frozen: encode._key(config, reader, models, frozen, False, False)
+    key = lambda frozen: encode._family(config, models, frozen, False, False)
     (path, value), *rest = tree_files.flatten(frozen[what]).items()
     one_bit = value.at[(0,) * value.ndim].add(1e-3)
     other = frozen | {what: tree_files.unflatten({path: one_bit, **dict(rest)})}
     assert key(other) != key(frozen) == key(jax.tree.map(jnp.copy, frozen))
 
 
-def test_how_and_where_latents_are_made_is_not_in_their_key(config, shards, models, frozen, mesh):
-    reader = records.Reader(shards)
-    key = lambda config, frozen: encode._key(config, reader, models, frozen, False, False)
+def test_how_and_where_latents_are_made_is_not_in_their_key(config, models, frozen, mesh):
+    key = lambda config, frozen: encode._family(config, models, frozen, False, False)
     other = config.copy_and_resolve_references()
     other.vae.weights, other.vae.slice_pixels, other.data.workers = "elsewhere", 1000, 3
     other.data.buckets["32"]["17"] = (1.0, 64)

@@ -5,7 +5,8 @@
 
 Uses the VAE, the text encoder and the buckets of the config. Each clip goes to one bucket, by the
 rule of the loader's first epoch, or with --buckets=all to each that it fits, from which the loader
-then draws anew in each epoch. Stopped at any moment and started again, it makes only what is
+then draws anew in each epoch. Where the shards have grown since, --out grows: only what is new is
+encoded. Stopped at any moment and started again, it makes only what is
 missing, and gives the same bytes. Clips of one bucket lie together, so that batches are full; all
 devices of the machine share each of them. --config.vae.slice_pixels bounds the memory of the VAE.
 
@@ -55,6 +56,7 @@ def encode(
     *,
     every_bucket: bool = False,
     sampled: bool = False,
+    shrink: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict | None:
@@ -66,6 +68,7 @@ def encode(
         out: Folder to make.
         every_bucket: Each clip goes to every bucket that it fits, not to one.
         sampled: Latents are drawn from their posterior once, and not kept as mean and deviation.
+        shrink: Latents that are there may lose more than half of their records.
         process_index: Which of the processes that share the work this one is.
         process_count: How many there are.
 
@@ -74,7 +77,7 @@ def encode(
 
     Raises:
         ValueError: If the source holds no videos, no clip fits a bucket, or `out` holds something
-            else.
+            else than latents of the same models.
         RuntimeError: If more clips turn out to be damaged than `config.data.bad_limit` allows.
         SystemExit: If the process was asked to stop.
     """
@@ -97,9 +100,16 @@ def encode(
         )
     mesh = sharding.make_mesh({"data": -1})
     frozen = models.load(mesh)
-    key = _key(config, reader, models, frozen, every_bucket, sampled)
-    if meta := builder.finished(out, key):
+    family = _family(config, models, frozen, every_bucket, sampled)
+    key = hashlib.sha256(f"{family} {reader.meta['fingerprint']}".encode()).hexdigest()
+    if meta := builder.finished(out, key, family):
         return meta
+    left_out = len(reader) - len(np.unique(rows_M))
+    marks_M = [_mark(reader, row, known[i]) for row, i in zip(rows_M, numbers_M, strict=True)]
+    stays = _stays(out, marks_M, shrink)
+    if stays is not None:
+        is_new_M = ~np.isin(marks_M, records.Reader(out).marks[stays])
+        rows_M, numbers_M = rows_M[is_new_M], numbers_M[is_new_M]
     counts = dict(zip(known, np.bincount(numbers_M, minlength=len(known)), strict=True))
     num_shards = -(-len(rows_M) // SHARD_CLIPS)
     mine = range(process_index, num_shards, process_count)
@@ -118,16 +128,32 @@ def encode(
             builder.write_shard(work, "latent", number, num_shards, clips.encode(pairs, counts))
             cut = models.tokenize.cut
             bar.set_postfix(clips=clips.kept, computed=clips.computed, captions_cut=cut)
-    left_out = len(reader) - len(np.unique(rows_M))
     extra, files = {"source": reader.meta["fingerprint"], "left_out": left_out}, {}
+    extra["family"] = family
     if every_bucket:
-        extra["buckets"] = "all"
+        extra |= {"buckets": "all", "clips": f"{key[:8]}-{assignment.CLIPS}"}
         columns = io.BytesIO()
         np.savez(columns, **{k: reader.index[k] for k in ("id", "num_frames", "height", "width")})
-        files[assignment.CLIPS] = columns.getvalue()
+        files[extra["clips"]] = columns.getvalue()
+    how = {"key": key, "extra": extra, "files": files, "stays": stays}
     with contextlib.suppress(builder.Unfinished):
-        return builder.finish(out, "latent", num_shards, key=key, extra=extra, files=files)
+        return builder.finish(out, "latent", num_shards, **how)
     return None
+
+
+def _mark(reader, row, bucket) -> int:
+    """By which a latent of a clip is known among those of the same family."""
+    return records.mark(int(reader.index["record"][row]), bucket.name)
+
+
+def _stays(out: str, marks: list[int], shrink: bool) -> np.ndarray | None:
+    """Which records of the latents that are there are wanted still; None where there are none."""
+    if not os.path.exists(os.path.join(out, "meta.json")):
+        return None
+    reader = records.Reader(out)
+    stays = records.known(reader.marks, marks)
+    builder.check_loss(out, int((~stays[reader.numbers]).sum()), len(reader), shrink)
+    return stays
 
 
 def _assign(reader, table, seed, every_bucket):
@@ -135,7 +161,7 @@ def _assign(reader, table, seed, every_bucket):
     facts = [reader.index[name] for name in ("num_frames", "height", "width")]
     if every_bucket:
         return table.fitting(*facts)
-    numbers_N = table.assign_all(*facts, np.arange(len(reader)), epoch=0, seed=seed)
+    numbers_N = table.assign_all(*facts, reader.numbers, epoch=0, seed=seed)
     rows_M = np.flatnonzero(numbers_N >= 0)
     return rows_M, numbers_N[rows_M]
 
@@ -156,15 +182,14 @@ def _pixels(bucket: buckets.Bucket) -> int:
     return bucket.num_frames * bucket.height * bucket.width
 
 
-def _key(config, reader, models, frozen, every_bucket, sampled) -> str:
-    """Names everything that the latents depend on, and nothing else."""
+def _family(config, models, frozen, every_bucket, sampled) -> str:
+    """Names everything that the latents of a clip depend on, and nothing else."""
     shares = {
         resolution: {frames: entry[0] for frames, entry in entries.items()}
         for resolution, entries in config.data.buckets.to_dict().items()
     }
     facts = {
         "format": _FORMAT,
-        "source": reader.meta["fingerprint"],
         "weights": {name: tree_files.fingerprint(tree) for name, tree in frozen.items()},
         "vae": config.vae.model.to_dict(),
         "text": {} if config.text.folder else config.text.model.to_dict(),
@@ -279,7 +304,7 @@ class _Clips(contextlib.AbstractContextManager):
 
     def _read(self, row, bucket):
         """The sample of a clip, or None where it is damaged."""
-        choice = encoders.clip_choice(self.config, row, bucket)
+        choice = encoders.clip_choice(self.config, int(self.reader.numbers[row]), bucket)
         self.bad.count_read(1)
         try:
             return self.reads.in_child(self.decoders, row, choice)
@@ -297,10 +322,13 @@ class _Clips(contextlib.AbstractContextManager):
         for i, (row, clip) in enumerate(found):
             latent, std = mean_Bthwc[i], std_Bthwc[i]
             if self.sampled:
-                rng = np.random.default_rng((self.config.seed, row, _NOISE_PURPOSE))
+                number = int(self.reader.numbers[row])
+                rng = np.random.default_rng((self.config.seed, number, _NOISE_PURPOSE))
                 latent = latent + std * rng.standard_normal(std.shape, np.float32)
                 std = std[:0]
             made[row, bucket] = {
+                "record": _mark(self.reader, row, bucket),
+                "clip": int(self.reader.index["clip"][row]),
                 "id": str(self.reader.index["id"][row]),
                 "text": clip["text"],
                 "fps": clip["fps"],
@@ -328,6 +356,7 @@ def define_flags() -> None:
     place, count = os.environ.get("VIDGEN_PROCESS", "0"), os.environ.get("VIDGEN_PROCESSES", "1")
     flags.DEFINE_integer("process_index", place, "Which of the processes this is.", lower_bound=0)
     flags.DEFINE_integer("process_count", count, "How many share the work.", lower_bound=1)
+    flags.DEFINE_bool("shrink", False, "Latents that are there may lose more than half.")
     flags.DEFINE_integer("check", 0, "Samples to decode back to mp4.", lower_bound=0)
     flags.DEFINE_float("min_psnr", None, "End with an error where a sample of --check has less.")
     flags.mark_flags_as_required(["config", "source", "out"])
@@ -349,6 +378,7 @@ def main(argv) -> None:
             values.out,
             every_bucket=values.buckets == "all",
             sampled=values.latents == "sample",
+            shrink=values.shrink,
             process_index=values.process_index,
             process_count=values.process_count,
         )

@@ -26,7 +26,7 @@ import tqdm
 from absl import flags
 
 from data_pipelines.embedded import drawing, judge, vocabulary
-from data_pipelines.shards import records
+from data_pipelines.loading import mixture
 from vidgen import sample
 from vidgen.process import command_line, machine, runtime
 from vidgen.reporting import contact_sheet
@@ -93,7 +93,7 @@ class Evaluation:
             self.shown = min(shown, videos)
             self._check_shape()
             data = self.config.data.path
-            self.captions = check_unseen(data, self.wanted) if os.path.exists(data) else 0
+            self.captions = check_unseen(data, self.wanted) if mixture.is_here(data) else 0
             self.params = {"ema": {}, "params": {}} if self.raw_videos else {"ema": {}}
             for weights in self.params:
                 loaded = runs.load_params(workdir, self.task, weights, step)
@@ -231,7 +231,7 @@ def check_unseen(data: str | os.PathLike, wanted: Sequence[vocabulary.Attributes
     Raises:
         ValueError: If one has shape, colour and direction of a prompt.
     """
-    reader = records.Reader(data)
+    reader = mixture.read(data)
     key = lambda attributes: tuple(attributes[name] for name in ("shape", "colour", "direction"))
     tested = {key(vars(attributes)) for attributes in wanted}
     counts = collections.Counter()

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_pipelines.loading import loader as loader_lib
-from data_pipelines.shards import records
+from data_pipelines.loading import mixture
 from vidgen import tasks
 from vidgen.diffusion import encoders
 from vidgen.process import command_line, runtime
@@ -41,7 +41,7 @@ def make_loader(config, task, folder) -> loader_lib.Loader:
         ValueError: If the data are not there, or do not fit the config.
     """
     table = encoders.bucket_table(config)
-    kind = records.Reader(config.data.path).kind
+    kind = mixture.read(config.data.path).kind
     if kind not in task.kinds:
         raise ValueError(
             f"data.path={config.data.path} holds {kind} shards, and task={config.task!r} learns "

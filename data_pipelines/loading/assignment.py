@@ -15,7 +15,9 @@ import numpy as np
 from data_pipelines.loading import buckets, resolutions, transforms
 from data_pipelines.shards import records
 
-CLIPS = "clips.npz"  # id, num_frames, height, width of the videos, beside latents of every bucket
+# id, num_frames, height, width of the videos, beside latents of every bucket; where these have
+# grown, meta.json names the file under "clips"
+CLIPS = "clips.npz"
 _BUCKET = ("resolution", "num_frames", "aspect")
 _FACTS = ("num_frames", "height", "width")
 _EPOCHS = 4  # kept in memory
@@ -112,7 +114,7 @@ class Assignment:
         """Columns of the clips that are drawn: the records, or the videos that they came from."""
         if not self._is_chosen:
             return self.reader.index
-        with np.load(io.BytesIO(self.reader.file(CLIPS))) as columns:
+        with np.load(io.BytesIO(self.reader.file(self.reader.meta.get("clips", CLIPS)))) as columns:
             return dict(columns)
 
     @functools.cached_property

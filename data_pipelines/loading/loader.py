@@ -31,9 +31,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import absl.logging
 import numpy as np
 
-from data_pipelines.loading import assignment, batches, counts, padded, reads, stream, transforms
+from data_pipelines.loading import (
+    assignment,
+    batches,
+    counts,
+    mixture,
+    padded,
+    reads,
+    stream,
+    transforms,
+)
 from data_pipelines.loading import buckets as bucket_tables
-from data_pipelines.shards import records
 
 _FORMAT = 1  # of the stream: raise it when equal arguments give other batches
 _MASK, _TEXT, _SUBSTITUTE = 11, 12, 13  # purposes of random numbers
@@ -44,7 +52,7 @@ class Loader:
     """The batches of a data set.
 
     Args:
-        path: Folder of a data set (`data_pipelines.shards.records`).
+        path: Folder of a data set (`data_pipelines.shards.records`), or several (`mixture`).
         buckets: {resolution: {frames: (keep, batch_size) or ((keep, consider), batch_size)}}, see
             `data_pipelines.loading.buckets`. Batch sizes count all processes. Of latents, whose
             bucket was chosen when they were encoded, the chances are not drawn again.
@@ -107,7 +115,7 @@ class Loader:
             raise ValueError(f"num_workers={num_workers} and prefetch={prefetch}: 0 or more.")
         if not 0 <= bad_limit <= 1:
             raise ValueError(f"bad_limit={bad_limit} has to be in 0..1.")
-        self.reader = records.Reader(path)
+        self.reader = mixture.read(path)
         self.kind = self.reader.kind
         self.num_rows = len(self.reader)
         self.table = bucket_tables.Table(buckets, aspects, frame_interval)
@@ -131,7 +139,7 @@ class Loader:
         self._samples = batches.Samples(self.reader, frame_interval, seed, cache_bytes)
         self._reads = reads.Reads(self.reader, deadline_seconds, self.bad_records)
         self._memory = padded.Pool()
-        self._rows_of = assignment.Assignment(self.reader, self.table, seed)
+        self._rows_of = mixture.assign(self.reader, self.table, seed)
         sizes = [b.batch_size for b in self._buckets]
         self._counts: counts.Counts | None = None
         if counts_file is not None and not self._rows_of.is_fixed:

@@ -10,7 +10,12 @@ OTHER_SUFFIXES += (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")
 
 
 class MediaError(ValueError):
-    """A file that cannot be used. `reason` is one short word or two for counting."""
+    """A file that cannot be used. `reason` is one short word or two for counting.
+
+    `head` is what its header says, a `probes.Probe`, where that could be read.
+    """
+
+    head = None
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)

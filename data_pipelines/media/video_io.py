@@ -136,20 +136,24 @@ def check(
             count = pictures[streams.index(stream)] if is_told else None
             head = probes.of_stream(stream, format, limits)
             decoded, part = probes.Decoded(stream), probes.Part(head, start, end)
-            for frame in _frames(container, stream, head, limits, decoded):
-                seconds, side = part.place(decoded.total, frame)
-                try:
-                    if side > 0:
-                        raise Enough
-                    if visit and side == 0:
-                        visit(decoded.total, frame, seconds)
-                except Enough:
-                    if decoded.count == 0:
-                        raise MediaError("too short", f"no frame is before {end} s.") from None
-                    count = None
-                    break
-                decoded.add(frame, side == 0)
-        return decoded.finish(head, count, limits)
+            try:
+                for frame in _frames(container, stream, head, limits, decoded):
+                    seconds, side = part.place(decoded.total, frame)
+                    try:
+                        if side > 0:
+                            raise Enough
+                        if visit and side == 0:
+                            visit(decoded.total, frame, seconds)
+                    except Enough:
+                        if decoded.count == 0:
+                            raise MediaError("too short", f"no frame is before {end} s.") from None
+                        count = None
+                        break
+                    decoded.add(frame, side == 0)
+                return decoded.finish(head, count, limits)
+            except MediaError as error:
+                error.head = head
+                raise
 
 
 def _frames(

@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(self.unknown(word))
         found, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
-            if getattr(found, action.dest, None) == "" and action.default != "":
+            value = getattr(found, action.dest, None)
+            if "" in (value if isinstance(value, list) else [value]) and action.default != "":
                 name = action.option_strings[-1] if action.option_strings else action.dest
                 self.error(f"{name} is empty: give it a value")
         return found, rest

@@ -4,6 +4,9 @@
 stopped at any moment: finished shards stay in `OUT.work` beside the target, and the target appears
 in one rename when everything is in it.
 
+A data set grows where `finish` is told which of its records stay: new shards are added to the
+folder, the old ones stay as they are, and meta.json, replaced last, says what counts.
+
 Several processes, on one machine or many with a common folder, share a job by the parts of
 `write_shards`: each calls `start`, then `write_shard` for its own numbers, and whoever finds
 nothing `missing` calls `finish`. They need no other word from each other; any of them may be killed
@@ -13,6 +16,7 @@ may find the job finished and its folder gone: `quicker` turns that error into t
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -146,16 +150,21 @@ def finish(
     key: str,
     extra: Mapping | None = None,
     files: Mapping[str, bytes] | None = None,
+    stays: np.ndarray | None = None,
 ) -> dict:
     """Makes the data set of the shards that are written; arguments and result as in `write_shards`.
+
+    Args:
+        stays: For each record in the shards of the data set that `out` is, also for those that
+            left it, whether it counts from now on; the new shards are added. None: `out` is new.
 
     Raises:
         Unfinished: If shards are missing.
         ValueError: If `out` holds something else, or no shard has a record.
     """
-    out = pathlib.Path(out)
+    out, family = pathlib.Path(out), (extra or {}).get("family") if stays is not None else None
     try:
-        if done := finished(out, key):
+        if done := finished(out, key, family):
             return done
         work = start(out, kind, num_shards, key=key)
         if todo := missing(work, num_shards):
@@ -163,15 +172,21 @@ def finish(
                 f"{len(todo)} of the {num_shards} shards of {out} are not written yet, the first "
                 f"is {todo[0]}: run the processes that make them."
             )
-        return _put_together(out, work, kind, num_shards, key, extra or {}, files or {})
+        extra, files = {"kind": kind, "key": key, **(extra or {})}, files or {}
+        return _put_together(out, work, num_shards, extra, files, stays)
     except (OSError, ValueError):  # another process finished, and took the work folder away
-        if done := finished(out, key):
+        if done := finished(out, key, family):
             return done
         raise
 
 
-def finished(out: str | os.PathLike, key: str) -> dict | None:
-    """Returns the meta.json of a finished data set of this key, or None if there is nothing.
+def finished(out: str | os.PathLike, key: str, family: str | None = None) -> dict | None:
+    """Returns the meta.json of a finished data set of this key, or None if it is to be made.
+
+    Args:
+        out: Its folder.
+        key: As in `write_shards`.
+        family: A data set whose meta.json has this `family` is to be made too: it can grow.
 
     Raises:
         ValueError: If the folder holds something else.
@@ -187,12 +202,28 @@ def finished(out: str | os.PathLike, key: str) -> dict | None:
             "and the same command makes it again."
         )
     if meta.get("key") != key:
+        if family is not None and meta.get("family") == family:
+            return None
         raise ValueError(
             f"{out} holds {'a data set made from other inputs' if meta else 'other files'}: choose "
             "another folder, or delete it."
         )
     shutil.rmtree(work_folder(out), ignore_errors=True)
     return meta
+
+
+def check_loss(out: str | os.PathLike, gone: int, count: int, shrink: bool):
+    """Refuses to let a data set lose more than half of its records, unless it may `shrink`.
+
+    Raises:
+        ValueError: If it would.
+    """
+    if gone * 2 > count and not shrink:
+        raise ValueError(
+            f"{out} holds a data set made from other inputs: {gone:,} of its {count:,} clips would "
+            "go. Choose another folder, or see whether a disk or a part of the source is missing; "
+            "--shrink lets them go."
+        )
 
 
 def work_folder(out: str | os.PathLike) -> pathlib.Path:
@@ -243,12 +274,15 @@ def _write_records(path: pathlib.Path, kind: str, examples: Iterable[Mapping]):
     rows, content_digest, num_bytes = [], hashlib.sha256(), 0
     try:
         with contextlib.closing(records.Writer(part)) as writer:
-            for record in examples:
+            for example in examples:
+                record = {k: v for k, v in example.items() if k not in records.MARKS}
                 content = records.encode(kind, record)
                 writer.write(content)
                 content_digest.update(hashlib.sha256(content).digest())
                 num_bytes += len(content)
-                rows.append(records.index_row(kind, record))
+                own = records.digest(content)
+                marks = {name: example.get(name, own) for name in records.MARKS}
+                rows.append(records.index_row(kind, record) | marks)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -263,44 +297,84 @@ def _write_records(path: pathlib.Path, kind: str, examples: Iterable[Mapping]):
     _write_apart(path.with_suffix(".json"), json.dumps(facts).encode())
 
 
-def _put_together(out, work, kind, num_shards, key, extra, files) -> dict:
-    """Makes the folder beside its target, and renames it."""
+def _put_together(out, work, num_shards, extra, files, stays) -> dict:
+    """Makes the folder beside its target and renames it, or adds to the one that is there."""
     sources = [_shard_path(work, number) for number in range(num_shards)]
     shards = [json.loads(path.with_suffix(".json").read_text()) for path in sources]
-    used = [i for i, shard in enumerate(shards) if shard["rows"]]
-    if not used:
-        raise ValueError(f"no record for {out}: every shard is empty.")
-    final = work / f"final-{uuid.uuid4().hex}"
-    final.mkdir()
-    table = []
-    for place, number in enumerate(used):
-        name = tfds_clips.shard_name(place, len(used))
-        try:
-            os.link(sources[number], final / name)
-        except OSError:  # no hard links on this file system
-            shutil.copyfile(sources[number], final / name)
-        facts = {"name": name, "num_records": len(shards[number]["rows"])}
-        table.append(facts | {k: shards[number][k] for k in ("bytes", "sha256", "content")})
+    used, kind = [i for i, shard in enumerate(shards) if shard["rows"]], extra["kind"]
+    old, written = {"shards": [], "run": 0, "num_bytes": 0}, b""
+    if stays is not None:
+        written = (out / "meta.json").read_bytes()
+        old = json.loads(written)
+        if old["key"] == extra["key"]:  # another process was quicker
+            return old
     rows = [row for i in used for row in shards[i]["rows"]]
-    np.savez(final / "index.npz", **records.index_columns(kind, rows))
+    columns = records.index_columns(kind, rows)
+    if stays is not None:
+        columns = _grown(out, old, columns, stays)
+    is_alive = columns.get(records.ALIVE, np.ones(len(columns["id"]), bool))
+    if not (num_records := int(is_alive.sum())):
+        raise ValueError(f"no record for {out}: every shard is empty.")
+    folder = out if stays is not None else work / f"final-{uuid.uuid4().hex}"
+    folder.mkdir(exist_ok=True)
+    table = list(old["shards"])
+    for number in used:
+        facts = {"name": tfds_clips.shard_name(len(table))}
+        _place(sources[number], folder / facts["name"])
+        facts["num_records"] = len(shards[number]["rows"])
+        table.append(facts | {k: shards[number][k] for k in ("bytes", "sha256", "content")})
+    meta = {"format": records.FORMAT, "num_records": num_records, "run": old["run"] + 1}
+    meta |= {"fingerprint": _fingerprint(kind, table, columns), **extra}
+    meta["num_bytes"] = old["num_bytes"] + sum(shards[i]["num_bytes"] for i in used)
+    meta["shards"] = table
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    for name, content in {records.index_name(meta["run"]): buffer.getbuffer(), **files}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_whole(folder / name, content)
     lengths = [shard["num_records"] for shard in table]
-    tfds_clips.write_metadata(final, kind, lengths, sum(shards[i]["num_bytes"] for i in used))
+    tfds_clips.write_metadata(folder, kind, lengths, meta["num_bytes"])
+    if stays is not None:
+        write_whole(out / records.meta_name(old["run"]), written)
+    write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
+    if stays is None:
+        for path in filter(pathlib.Path.is_file, folder.iterdir()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            out.rmdir()  # empty: `finished` has seen to it
+        os.rename(folder, out)
+    shutil.rmtree(work, ignore_errors=True)
+    return meta
+
+
+def _grown(out, old, columns, stays) -> dict[str, np.ndarray]:
+    """The index of a data set with new rows behind its own."""
+    with np.load(out / records.index_name(old["run"])) as before:
+        columns = {k: np.concatenate([before[k], column]) for k, column in columns.items()}
+    is_alive = np.ones(len(columns["id"]), bool)
+    is_alive[: len(stays)] = stays
+    return columns | ({} if is_alive.all() else {records.ALIVE: is_alive})
+
+
+def _place(source: pathlib.Path, target: pathlib.Path):
+    """Puts a shard into the folder of its data set; what a run that was killed left goes."""
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        os.link(source, part)
+    except OSError:  # no hard links on this file system
+        shutil.copyfile(source, part)
+    os.replace(part, target)
+
+
+def _fingerprint(kind: str, table: list[dict], columns: dict[str, np.ndarray]) -> str:
+    """Names the records of a data set, in their order."""
     digest = hashlib.sha256(f"{kind} {_FIELDS}".encode())
     for shard in table:
         digest.update(bytes.fromhex(shard["content"]))
-    meta = {"format": records.FORMAT, "kind": kind, "num_records": len(rows)}
-    meta |= {"fingerprint": digest.hexdigest(), "key": key, **extra, "shards": table}
-    for name, content in files.items():
-        (final / name).write_bytes(content)
-    write_whole(final / "meta.json", json.dumps(meta, indent=1).encode())
-    for path in final.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    with contextlib.suppress(FileNotFoundError):
-        out.rmdir()  # empty: `finished` has seen to it
-    os.rename(final, out)
-    shutil.rmtree(work, ignore_errors=True)
-    return meta
+    if records.ALIVE in columns:
+        digest.update(np.packbits(columns[records.ALIVE]).tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value):

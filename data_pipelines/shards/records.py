@@ -3,7 +3,9 @@
 A data set is a folder: ArrayRecord shards of tf.train.Example messages with the metadata of
 tensorflow-datasets (`tfds.builder_from_directory` opens it; TensorFlow is not needed), `index.npz`
 with the facts that buckets need and a digest (one row a record, in the order of the records), and
-`meta.json` with the SHA-256 of each shard. There are two kinds:
+`meta.json` with the SHA-256 of each shard and the name of the index. Where a data set has grown
+(`builder.finish`), records that left it are marked in the index and passed over here, and
+`FOLDER@2` is the data set as its second run left it. There are two kinds:
 
 - video: `id`, `text`, `fps`, `num_frames`, `height`, `width` (pixels, as displayed), and `video`,
   the bytes of the encoded file.
@@ -26,13 +28,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+import xxhash
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.shards import examples, shard_cache, shard_files
 
 KINDS = ("video", "latent")
-FORMAT = 2  # of meta.json and index.npz
+FORMAT = 3  # of meta.json and index.npz
 MAKERS = {"video": "data_pipelines.pipeline", "latent": "vidgen.encode"}
 INDEX = {
     "video": ("id", "fps", "num_frames", "height", "width"),
@@ -42,12 +45,16 @@ INDEX = {
     ),
 }
 PLACES = ("digest", "size", "place")  # of each record's bytes, see `shard_files`
+# What a record is known by when its data set grows, 64 bits each: itself, and its frames alone
+# (whatever the caption). They stand beside a record's fields, and in the index alone.
+MARKS = ("record", "clip")
+ALIVE = "alive"  # column of an index of which some records have left
 _TYPES = {"fps": np.float32, "num_frames": np.int32, "height": np.int32, "width": np.int32}
 _TYPES |= {"latent_frames": np.int32, "text_length": np.int32}
 _TYPES |= {"digest": np.uint64, "size": np.int64, "place": np.int64}
+_TYPES |= {name: np.uint64 for name in MARKS}
 _ARRAYS = {"latent": 4, "latent_std": 4, "text_emb": 2}  # axes of the fields of float16
 _OPEN_SHARDS = 200  # the system allows a process about a thousand files
-_LANES = 512  # numbers of 64 bits in a row of the digest's table: 4 KiB
 
 
 class CorruptRecord(ValueError):
@@ -135,20 +142,20 @@ def decode(kind: str, content: bytes | memoryview) -> dict:
 def digest(content: bytes | memoryview) -> int:
     """Returns 64 bits that tell whether a record's bytes have changed, at the speed of memory.
 
-    The bytes are a table of 64-bit numbers, 4 KiB a row; BLAKE2b goes over the sums of its rows and
-    columns (modulo 2^64) and the bytes behind its last whole row. A change within fewer than 4 KiB
-    always changes the sum of a column, and a row that moves or is lost changes the sums of rows.
+    XXH3 (https://xxhash.com) finds accidents, all but one in 2^64, and is no seal: who wants equal
+    digests can make them. Shards as wholes have their SHA-256.
     """
-    rows = len(content) // (8 * _LANES)
-    table = np.frombuffer(content, "<u8", rows * _LANES).reshape(rows, _LANES)
-    state = hashlib.blake2b(str(len(content)).encode(), digest_size=8)
-    for part in (table.sum(0), table.sum(1), content[8 * rows * _LANES :]):
-        state.update(part)
-    return int.from_bytes(state.digest(), "little")
+    return xxhash.xxh3_64_intdigest(content)
+
+
+def mark(*facts) -> int:
+    """Returns 64 bits for values that JSON can hold: one of MARKS."""
+    text = json.dumps(facts, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def index_row(kind: str, record: Mapping) -> dict:
-    """Returns what the index holds of a record, but for its PLACES."""
+    """Returns what the index holds of a record, but for its PLACES and MARKS."""
     facts = dict(record)
     if kind == "latent":
         facts["latent_frames"] = record["latent"].shape[0]
@@ -160,8 +167,27 @@ def index_columns(kind: str, rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """Returns rows of the index as columns."""
     return {
         k: np.array([row[k] for row in rows], _TYPES.get(k, np.str_ if rows else "U1"))
-        for k in (*INDEX[kind], *PLACES)
+        for k in (*INDEX[kind], *PLACES, *MARKS)
     }
+
+
+def known(marks: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Tells of each record whether it is wanted; of equal ones the first is."""
+    is_wanted = np.isin(marks, np.array(wanted, np.uint64))
+    _, first = np.unique(marks, return_index=True)
+    is_first = np.zeros(len(marks), bool)
+    is_first[first] = True
+    return is_wanted & is_first
+
+
+def index_name(run: int) -> str:
+    """Returns the name of the index that a run wrote, counted from 1."""
+    return "index.npz" if run == 1 else f"index-{run:04d}.npz"
+
+
+def meta_name(run: int) -> str:
+    """Returns the name that a run's meta.json gets when a later one has its own."""
+    return f"meta-{run:04d}.json"
 
 
 class Writer:
@@ -214,21 +240,27 @@ class Reader(Sequence):
     copied to this machine first (`data_pipelines.shards.shard_cache`).
 
     Args:
-        folder: A path, or a URL that fsspec knows.
+        folder: A path, or a URL that fsspec knows; with "@2" behind it, as the second run left it.
+
+    Attributes:
+        index: Columns of the records.
+        meta: Of the data set.
+        marks: "record" of MARKS, of all records in the shards, also of those that left.
+        numbers: Of each record in the shards; they stay when others leave.
 
     Raises:
         ValueError: If the folder is no finished data set, or a shard is missing or cut.
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = os.fspath(folder)
+        self.folder, run = _split_run(os.fspath(folder))
         self._remote = shard_cache.Remote(self.folder) if "://" in self.folder else None
         try:
-            self.meta = json.loads(self.file("meta.json"))
+            self.meta = self._read_meta(run)
             # a local file is not read whole: ten million rows have 1.5 GB
-            name = "index.npz"
-            file = io.BytesIO(self.file(name)) if self._remote else pathlib.Path(folder) / name
-            with np.load(file) as columns:
+            name = index_name(self.meta["run"])
+            file = pathlib.Path(self.folder) / name
+            with np.load(io.BytesIO(self.file(name)) if self._remote else file) as columns:
                 self.index = dict(columns)
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -245,6 +277,11 @@ class Reader(Sequence):
             self._check_sizes()
         counts = [shard["num_records"] for shard in self.meta["shards"]]
         self._first = np.concatenate([[0], np.cumsum(counts)])
+        self.marks = self.index[MARKS[0]]
+        self.numbers = np.arange(sum(counts))
+        if (is_alive := self.index.pop(ALIVE, None)) is not None:
+            self.numbers = np.flatnonzero(is_alive)
+            self.index = {k: column[self.numbers] for k, column in self.index.items()}
         self._open: collections.OrderedDict[int, shard_files.Shard] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -269,7 +306,7 @@ class Reader(Sequence):
         """Returns the number of the shard that holds a record."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} records in {self.folder}")
-        return int(np.searchsorted(self._first, row, side="right")) - 1
+        return int(np.searchsorted(self._first, self.numbers[row], side="right")) - 1
 
     def content(self, row: int, buffer: np.ndarray | None = None) -> bytes | memoryview:
         """Returns the bytes of a record, which are those that were written.
@@ -290,7 +327,8 @@ class Reader(Sequence):
             if digest(content) == wanted:
                 return content
         try:
-            content = shard.library().read([int(row - self._first[number])])[0]
+            place = int(self.numbers[row] - self._first[number])
+            content = shard.library().read([place])[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._corrupt(row, number, str(error)) from error
         if (found := digest(content)) != wanted:
@@ -315,6 +353,16 @@ class Reader(Sequence):
             with self._lock:
                 self._open.clear()  # open files of shards that made room would still take it
         return path
+
+    def _read_meta(self, run: int | None) -> dict:
+        meta = json.loads(self.file("meta.json"))
+        if run in (None, meta["run"]):
+            return meta
+        try:
+            return json.loads(self.file(meta_name(run)))
+        except OSError as error:
+            last = meta["run"]
+            raise ValueError(f"of its runs, 1 to {last}, {run} is none that is there") from error
 
     def _corrupt(self, row: int, shard: int, why: str) -> CorruptRecord:
         name = self.meta["shards"][shard]["name"]
@@ -341,3 +389,11 @@ class Reader(Sequence):
             while len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)  # those that still read it keep it open
             return self._open[number]
+
+
+def _split_run(folder: str) -> tuple[str, int | None]:
+    """Splits "FOLDER@2"; a folder of that very name comes first."""
+    name, _, run = folder.rpartition("@")
+    if not (name and run.isdecimal()) or os.path.exists(folder):
+        return folder, None
+    return name, int(run)

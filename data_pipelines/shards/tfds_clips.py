@@ -56,9 +56,9 @@ class Clips(tfds.core.GeneratorBasedBuilder):
                 number += 1
 
 
-def shard_name(number: int, num_shards: int) -> str:
-    """Returns the name of a shard's file."""
-    return f"{NAME}-{SPLIT}.array_record-{number:05d}-of-{num_shards:05d}"
+def shard_name(number: int) -> str:
+    """Returns the name of a shard's file; it does not change when shards are added."""
+    return f"{NAME}-{SPLIT}.array_record-{number:05d}"
 
 
 def write_metadata(folder: pathlib.Path, kind: str, lengths: list[int], num_bytes: int):
@@ -71,7 +71,11 @@ def write_metadata(folder: pathlib.Path, kind: str, lengths: list[int], num_byte
         num_bytes: Of all records.
     """
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=NAME, split=SPLIT, filetype_suffix="array_record"
+        data_dir=folder,
+        dataset_name=NAME,
+        split=SPLIT,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
     )
     split = tfds.core.SplitInfo(
         name=SPLIT, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template

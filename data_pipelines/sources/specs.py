@@ -13,9 +13,11 @@ may lead anywhere below /data), "miradata:DIR?caption=short_caption",
     python -m data_pipelines.sources SPEC      counts the clips, and the refused ones by reason
 """
 
+import dataclasses
 import inspect
 import os
 import re
+from collections.abc import Iterable
 
 from data_pipelines.sources import clips, folder, miradata, openvid, tables, webdataset
 
@@ -51,6 +53,22 @@ def read(spec: str | os.PathLike) -> list[clips.Clip]:
             f"{', '.join(known) or 'none'}."
         )
     return reader(name, **options)
+
+
+def read_all(specs: Iterable[str | os.PathLike]) -> list[clips.Clip]:
+    """Reads several sources into one table; an id of an earlier one gets "@2" in the second.
+
+    Raises:
+        ValueError: As `read`.
+    """
+    table, ids = [], set()
+    for number, spec in enumerate(specs, 1):
+        found = read(spec)
+        for clip in found:
+            name = f"{clip.id}@{number}" if clip.id in ids else clip.id
+            table.append(dataclasses.replace(clip, id=name))
+        ids |= {clip.id for clip in table[-len(found) :]} if found else set()
+    return table
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, str]]:

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+import tqdm
+
 from data_pipelines.shards import builder
 from data_pipelines.sources import clips
 from data_pipelines.stages import parts, runner, select, shards, summary
@@ -50,7 +52,8 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
             _warm_up(examiner, sample[0], num_workers)
             started = time.monotonic()
             numbers = range(parts.num_parts(size))
-            runner.run_local(examiner, numbers, num_workers)
+            with tqdm.tqdm(total=size, desc="examine a sample", unit="clip") as bar:
+                runner.run_local(examiner, numbers, num_workers, lambda clips, _: bar.update(clips))
             examine_seconds = time.monotonic() - started
         finally:
             examiner.close()

@@ -8,9 +8,10 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import BinaryIO
 
-from data_pipelines.media import video_io
+from data_pipelines.media import probes, video_io
 from data_pipelines.sources import clips
 from data_pipelines.stages import cuts, look, scene, scores
 
@@ -74,14 +75,14 @@ def examine(
     """
     options = options or Options()
     row = {k: getattr(clip, k) for k in ("id", "source", "file", "start", "end", "text")}
-    row["given"] = json.dumps(dict(clip.given), sort_keys=True, ensure_ascii=False)
+    row["given"] = to_json(clip.given)
     try:
         if isinstance(file, (str, os.PathLike)):
             with clips.open_binary(os.fspath(file)) as opened:
                 return _rows(opened, row, options)
         return _rows(file, row, options)
     except video_io.MediaError as error:
-        return [row | refusal(error.reason, str(error))]
+        return [row | _facts(error.head) | refusal(error.reason, str(error))]
     except FileNotFoundError:
         return [row | refusal("missing file", "there is no such file.")]
     except OSError as error:
@@ -92,26 +93,29 @@ def examine(
         return [row | refusal("decoder error", f"{type(error).__name__}: {error}")]
 
 
+def to_json(given: Mapping) -> str:
+    """Returns what a source says of a clip as the ledger holds it."""
+    return json.dumps(dict(given), sort_keys=True, ensure_ascii=False)
+
+
 def refusal(rule: str, message: str) -> dict:
     """Returns the verdict of a clip that is left out."""
     return {"status": "left out", "rule": rule, "message": message}
 
 
 def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
-    facts = {"bytes": file.seek(0, os.SEEK_END)}
-    if facts["bytes"] > options.limits.max_bytes:
+    row["bytes"] = file.seek(0, os.SEEK_END)  # a refusal has what was found until then
+    if row["bytes"] > options.limits.max_bytes:
         raise video_io.MediaError(
-            "too large", f"{facts['bytes']} bytes, the limit is {options.limits.max_bytes}."
+            "too large", f"{row['bytes']} bytes, the limit is {options.limits.max_bytes}."
         )
     file.seek(0)
-    facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
     visitor = _visitor(options)
     probe = video_io.check(file, options.limits, visitor, start=row["start"], end=row["end"])
-    names = ("kind", "format", "codec", "height", "width", "pixel_aspect", "fps")
-    facts |= {name: getattr(probe, name) for name in names}
+    row |= _facts(probe)
     scenes = visitor.finish()
-    row |= facts
     if not options.cuts or probe.kind == "image":
         return [row | _frames(scenes[0])]
     whole = (scenes[0].first, scenes[0].stop) == (visitor.first, visitor.next)
@@ -119,6 +123,11 @@ def _rows(file: BinaryIO, row: dict, options: Options) -> list[dict]:
         row | _scene_row(f"{row['id']}#{i:03d}", found, row, whole, options)
         for i, found in enumerate(scenes)
     ]
+
+
+def _facts(probe: probes.Probe | None) -> dict:
+    names = ("kind", "format", "codec", "height", "width", "pixel_aspect", "fps")
+    return {name: getattr(probe, name) for name in names} if probe else {}
 
 
 def _visitor(options: Options) -> look.Visitor:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import fsspec
 
-_GIVEN = ("plan.json", "clips.parquet", "selected.parquet", "state.json")
+_GIVEN = ("plan.json", "clips.parquet", "known.parquet", "new.parquet", "key", "state.json")
 
 
 def place(url: str, key: str) -> str:

@@ -5,66 +5,56 @@ what is there: a run that was killed goes on, and ends with the same bytes.
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import functools
-import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import tqdm
 from ml_collections import ConfigDict
 
 from data_pipelines.shards import builder
 from data_pipelines.sources import clips, specs
-from data_pipelines.stages import exchange, ledger, parts, plan, runner, select, shards, summary
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """Who does the work.
-
-    Attributes:
-        runner: "local" or a key of `runner.RUNNERS`.
-        num_workers: Child processes of this machine, or of each Beam worker; 0: as many as it has
-            processors, or one.
-        beam_args: Flags for Beam.
-        exchange: URL through which parts go where the machines share no disk; empty: they do.
-    """
-
-    runner: str = "local"
-    num_workers: int = 0
-    beam_args: tuple[str, ...] = ()
-    exchange: str = ""
-
-    @property
-    def workers(self) -> int:
-        return self.num_workers or (os.cpu_count() or 1 if self.runner == "local" else 1)
+from data_pipelines.stages import (
+    growth,
+    ledger,
+    measured,
+    measuring,
+    parts,
+    plan,
+    runner,
+    select,
+    shards,
+    summary,
+)
 
 
 def run(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str],
     out: str | os.PathLike,
     config: ConfigDict | None = None,
     *,
     num_workers: int = 0,
-    engine: Engine | None = None,
+    engine: runner.Engine | None = None,
     keep_parts: str | os.PathLike | None = None,
+    shrink: bool = False,
     tell: list[summary.Stage] | None = None,
 ) -> dict:
-    """Makes the data set `out` from `source`, and returns its meta.json.
+    """Makes the data set `out` from `source`, or lets it grow, and returns its meta.json.
 
     Args:
-        source: What `sources.read` takes.
-        out: Folder to make.
+        source: What `specs.read` takes, or several of these.
+        out: Folder to make. Where a data set is there, of other clips or another config, only what
+            differs is measured and written (`growth`).
         config: Fields of `configs.data.base`; None: these.
         num_workers: Child processes of this machine; 0: one a processor.
         engine: Who does the work; None: this machine.
-        keep_parts: Folder for what was measured, which another run with other rules can go on
-            from; None: it goes when the data set is done.
+        keep_parts: Folder for what was measured, which the runs of other data sets can go on from;
+            None: it is kept in `out` alone.
+        shrink: A data set may lose more than half of its clips.
         tell: Gets what each stage took.
 
     Raises:
@@ -72,25 +62,29 @@ def run(
             something else.
         ImportError: If a package is missing for what the config asks.
     """
-    engine, tell = engine or Engine(num_workers=num_workers), [] if tell is None else tell
+    engine, tell = engine or runner.Engine(num_workers=num_workers), [] if tell is None else tell
     if engine.runner != "local":
         runner.beam_options(engine.runner, engine.beam_args)  # refuses what is wrong before work
-    table = specs.read(source)
+    table = specs.read_all([source] if isinstance(source, (str, os.PathLike)) else source)
     plain = check(config, table)
-    examined, key = plan.keys(plain, parts.table_digest(table))
-    if meta := builder.finished(out, key):
+    places = parts.places(table)
+    key = plan.digest(plan.VERSION, parts.table_digest(table, places), plain)
+    if meta := builder.finished(out, key, growth.FAMILY):
         return meta
+    before = growth.Before(pathlib.Path(out), shrink)
+    before.check_source(table, places)
     work = builder.work_folder(out)
-    folder = pathlib.Path(os.path.abspath(keep_parts or work / "parts")) / examined[:16]
+    folder = pathlib.Path(os.path.abspath(keep_parts or work / "parts"))
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work):
-        _prepare(work, folder, table, plain, key, engine)
-        _examine(work, folder, plain, len(table), engine, tell)
-        rows = _select(work, folder, plain, len(table), tell)
-        kept = shards.kept_rows(rows)
-        if not len(kept):
+        _prepare(work, key)
+        if not (work / "selected.parquet").exists():
+            found = measuring.measure(work, folder, table, places, plain, before, engine, tell)
+            _select(work, *found, plain, before, tell)
+        rows = ledger.read(work / "selected.parquet")
+        if not len(shards.kept_rows(rows)):
             raise ValueError(_why_none(work, rows, f"{len(table):,} rows of {source}"))
-        return _write_shards(out, work, rows, kept, plain, key, len(table), engine, tell)
+        return _write_shards(out, work, rows, plain, key, before, len(table), engine, tell)
 
 
 @contextlib.contextmanager
@@ -135,114 +129,63 @@ def check(config: ConfigDict | None, table: list[clips.Clip]) -> dict:
     return plan.check(plan.load(None) if config is None else config, said)
 
 
-def _prepare(work, folder, table, plain: dict, key: str, engine: Engine):
+def _prepare(work: pathlib.Path, key: str):
     """Makes the work folder of this key; what another one left is deleted, but for its parts."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark = work / "key"
     if not mark.exists() or mark.read_text() != key:
         mark.unlink(missing_ok=True)
         for path in (work / "selected.parquet", *(work / "cuts").glob("*.json")):
             path.unlink(missing_ok=True)
-        parts.write_table(work / "clips.parquet", table)
         builder.write_whole(mark, key.encode())
-    state = {"config": plain, "parts": str(folder), "num_workers": engine.workers}
-    builder.write_whole(work / "plan.json", json.dumps(state).encode())
 
 
-def _examine(work, folder, plain: dict, num_clips: int, engine: Engine, tell: list):
-    todo = parts.missing(folder, num_clips)
-    if not todo:
-        return
+def _select(work, rows: pa.Table, learnt: pa.Table, plain: dict, before: growth.Before, tell: list):
     started = time.monotonic()
-    clips_todo = sum(parts.size(number, num_clips) for number in todo)
-    done = num_clips - clips_todo
-    examiner = None
-    if engine.runner == "local":
-        examiner = parts.Examiner(work / "clips.parquet", folder, plain, engine.workers)
-    with tqdm.tqdm(
-        total=num_clips, initial=done, desc="examine", unit="clip", mininterval=0.5
-    ) as bar:
-        if examiner:
-            left_out = 0
-
-            def progress(clips_done: int, refused: int):
-                nonlocal left_out
-                left_out += refused
-                bar.set_postfix(left_out=left_out, refresh=False)
-                bar.update(clips_done)
-
-            try:
-                runner.run_local(examiner, todo, engine.workers, progress)
-            finally:
-                examiner.close()
-        else:
-            with runner.watch(folder, num_clips, bar):
-                _run_beam(
-                    runner.examine_part,
-                    work,
-                    engine,
-                    lambda: parts.missing(folder, num_clips),
-                    {"parts": folder},
-                )
-    tell.append(summary.Stage("examine", clips_todo, time.monotonic() - started))
+    measured.write(work / "measured.parquet", learnt)
+    rows, stays = before.compare(select.select(rows, plain), plain["shards"])
+    builder.write_whole(work / "stays", stays.tobytes())
+    ledger.write(work / "selected.parquet", rows)
+    tell.append(summary.Stage("select", len(rows), time.monotonic() - started))
 
 
-def _run_beam(function, work, engine: Engine, todo, folders: dict[str, pathlib.Path]):
-    """Gives the numbers that `todo` returns to Beam; results come to `folders`, if not by disk."""
-    if not engine.exchange:
-        runner.run_beam(function, str(work), todo(), engine.runner, engine.beam_args)
-        return
-    url = exchange.place(engine.exchange, (work / "key").read_text())
-    exchange.take(url, folders)  # of a run that was stopped
-    exchange.give(url, work)
-    there = functools.partial(exchange.work_on, function)
-    runner.run_beam(there, url, todo(), engine.runner, engine.beam_args)
-    exchange.take(url, folders)
-
-
-def _select(work, folder, plain: dict, num_clips: int, tell: list) -> pa.Table:
-    path = work / "selected.parquet"
-    if not path.exists():
-        started = time.monotonic()
-        rows = select.select(parts.read_rows(folder, num_clips), plain)
-        ledger.write(path, rows)
-        tell.append(summary.Stage("select", len(rows), time.monotonic() - started))
-    return ledger.read(path)
-
-
-def _write_shards(out, work, rows, kept, plain, key, num_rows: int, engine: Engine, tell) -> dict:
-    started, num_shards = time.monotonic(), shards.count(kept, plain)
+def _write_shards(
+    out, work, rows, plain, key, before: growth.Before, num_rows: int, engine, tell
+) -> dict:
+    started, new = time.monotonic(), shards.new_rows(rows)
+    num_shards = shards.count(new, plain)
+    shards.write_table(work, new, num_shards)
     builder.start(out, "video", num_shards, key=key)
     todo = builder.missing(work, num_shards)
     with tqdm.tqdm(
         total=num_shards, initial=num_shards - len(todo), desc="shards", unit="shard"
     ) as bar:
         if engine.runner == "local":
-            writer = shards.Writer(plain, engine.workers)
-            try:
-                for number in todo:
-                    part = shards.rows_of(kept, number, num_shards)
-                    writer.write_shard(work, number, num_shards, part)
-                    bar.update()
-            finally:
-                writer.close()
+            for _ in shards.write_shards(work, todo, engine.workers):
+                bar.update()
         else:
             folders = {name: work / name for name in ("cuts", "shards")}
             todo_now = lambda: builder.missing(work, num_shards)
-            _run_beam(shards.write_shard, work, engine, todo_now, folders)
+            runner.run_job(shards.write_shard, work, engine, todo_now, folders)
             bar.update(len(todo))
-    rows = shards.amend(rows, work / "cuts")
-    ledger.write(work / ledger.NAME, rows)
+    run = before.run + 1
+    rows = growth.added(shards.amend(rows, work / "cuts"), run)
+    ledger.write(work / ledger.NAME, before.with_removed(rows))
+    files = {ledger.NAME: (work / ledger.NAME).read_bytes()}
+    files[f"{measured.FOLDER}/{run:04d}.parquet"] = (work / "measured.parquet").read_bytes()
+    extra = {"family": growth.FAMILY, "num_rows": num_rows, "num_clips": len(rows)}
     meta = builder.finish(
         out,
         "video",
         num_shards,
         key=key,
-        extra={"num_rows": num_rows, "num_clips": len(rows), "left_out": ledger.counts(rows)},
-        files={ledger.NAME: (work / ledger.NAME).read_bytes()},
+        extra=extra | {"left_out": ledger.counts(rows)},
+        files=files,
+        stays=np.frombuffer((work / "stays").read_bytes(), bool) if before.is_there else None,
     )
     if todo:
-        num_bytes = sum(shard["bytes"] for shard in meta["shards"])
+        num_bytes = sum(
+            shard["bytes"] for shard in meta["shards"][len(meta["shards"]) - num_shards :]
+        )
         seconds = time.monotonic() - started
-        tell.append(summary.Stage("shards", meta["num_records"], seconds, num_bytes))
+        tell.append(summary.Stage("shards", len(new), seconds, num_bytes))
     return meta

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("end", pa.float64()),
         ("text", pa.string()),  # as given
         ("caption", pa.string()),  # as trained on
+        ("run", pa.int32()),  # that added it to the shards, from 1
         ("kind", pa.string()),  # "video" or "image"
         ("format", pa.string()),
         ("codec", pa.string()),
@@ -53,12 +54,12 @@ SCHEMA = pa.schema(
         ("given", pa.string()),  # JSON: what the source says of the clip
     ]
 )
-_LATER = ("first_frame", "pixel_aspect")  # ledgers of earlier versions have no such columns
+_LATER = ("first_frame", "pixel_aspect", "run")  # ledgers of earlier versions have no such columns
 _ROWS_A_GROUP = 1 << 16
 
 
-def table(rows: Sequence[Mapping]) -> pa.Table:
-    """Returns rows as a table of SCHEMA; keys that a row lacks are null.
+def table(rows: Sequence[Mapping], schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Returns rows as a table; keys that a row lacks are null.
 
     What a file's author can put into a row never fails: lone surrogates become U+FFFD, numbers that
     are not finite or do not fit their column become null.
@@ -66,17 +67,23 @@ def table(rows: Sequence[Mapping]) -> pa.Table:
     Raises:
         ValueError: If a row has a key that is no column.
     """
-    unknown = set().union(*rows) - set(SCHEMA.names) if rows else set()
+    unknown = set().union(*rows) - set(schema.names) if rows else set()
     if unknown:
         raise ValueError(
             f"a ledger has no column {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(SCHEMA.names)}."
+            f"{', '.join(schema.names)}."
         )
-    columns = [
-        pa.array([_value(row.get(field.name), field.type) for row in rows], field.type)
-        for field in SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    columns = [_column([row.get(field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def column(name: str, values: Iterable) -> pa.Array:
+    """Returns a column of SCHEMA; values as in `table`."""
+    return _column(values, SCHEMA.field(name).type)
+
+
+def _column(values: Iterable, kind: pa.DataType) -> pa.Array:
+    return pa.array([_value(value, kind) for value in values], kind)
 
 
 def _value(value, kind: pa.DataType):

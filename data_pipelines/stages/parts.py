@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from data_pipelines.sources import clips
-from data_pipelines.stages import examine, ledger, plan, rules
+from data_pipelines.stages import examine, ledger, measured, plan, rules
 from data_pipelines.workers import children, guard
 
 CLIPS_A_PART = 64
+KNOWN = "known.parquet"  # beside the clip table: what was measured before
 _TABLE = pa.schema(
     [(name, pa.string()) for name in ("id", "file", "text", "source")]
     + [("start", pa.float64()), ("end", pa.float64()), ("given", pa.string())]
@@ -64,22 +65,46 @@ def read_part(path: pathlib.Path, number: int) -> list[clips.Clip]:
     return [clips.Clip(**row) for row in rows]
 
 
-def table_digest(table: Sequence[clips.Clip]) -> str:
-    """Names a clip table and the sizes of its files: what is examined follows from them."""
-    digest, size = hashlib.sha256(), functools.lru_cache(1 << 10)(_size)
-    for clip in table:
+def table_digest(table: Sequence[clips.Clip], places: Sequence[str | None]) -> str:
+    """Names a clip table and what its files were: what is examined follows from them."""
+    digest = hashlib.sha256()
+    for clip, place in zip(table, places, strict=True):
         row = [getattr(clip, name) for name in _TABLE.names[:-1]]
-        digest.update(json.dumps([*row, _json(clip.given), size(clip.file)]).encode() + b"\n")
+        digest.update(json.dumps([*row, _json(clip.given), place]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _size(file: str) -> int | None:
-    """Of a local file, or the archive that it is a member of."""
-    archive = file.rpartition("::")[2].removeprefix("tar:").rpartition("#")[0] or file
+def places(table: Sequence[clips.Clip]) -> list[str | None]:
+    """Returns for each clip's file what tells, without reading it, whether it has changed.
+
+    Of a local file or the archive around it: its path, bytes and time of last change; of a URL
+    itself alone. None: there is no such file.
+    """
+    status = functools.lru_cache(1 << 10)(_status)
+    return [
+        status(_local(clip.file)) and f"{clip.file}|{status(_local(clip.file))}" for clip in table
+    ]
+
+
+def _local(file: str) -> str:
+    """Returns the path of a file that is not a member of an archive, or of the archive."""
+    if file.startswith("zip://"):
+        return _local(file.partition("::")[2])
+    if file.startswith("tar:"):
+        return _local(file.removeprefix("tar:").rpartition("#")[0])
+    return file.removeprefix("file://")
+
+
+def _status(path: str) -> str | None:
     try:
-        return os.stat(archive if file.startswith(("zip:", "tar:")) else file).st_size
+        if path.startswith("join:"):
+            return "+".join(map(str, map(_status, clips.split_pieces(path.removeprefix("join:")))))
+        if "://" in path:
+            return "url"
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
+    return f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def num_parts(num_clips: int) -> int:
@@ -102,10 +127,14 @@ def missing(folder: pathlib.Path, num_clips: int) -> list[int]:
     return [number for number in numbers if part_path(folder, number).name not in names]
 
 
+def part_paths(folder: pathlib.Path, num_clips: int) -> list[pathlib.Path]:
+    """Returns the files of all parts, in the order of the clip table."""
+    return [part_path(folder, number) for number in range(num_parts(num_clips))]
+
+
 def read_rows(folder: pathlib.Path, num_clips: int) -> pa.Table:
     """Returns the ledger rows of all parts, in the order of the clip table."""
-    paths = [part_path(folder, number) for number in range(num_parts(num_clips))]
-    return pa.concat_tables([ledger.read(path) for path in paths])
+    return pa.concat_tables([ledger.read(path) for path in part_paths(folder, num_clips)])
 
 
 class Examiner:
@@ -126,11 +155,15 @@ class Examiner:
 
     def __init__(self, table: pathlib.Path, folder: pathlib.Path, plain: dict, num_workers: int):
         self.table, self.folder, self.plain = table, folder, plain
+        self.how, self.early = plan.measurement(plain), plan.early_rules(plain)
+        known = table.with_name(KNOWN)
+        self.known = measured.Store([known] if known.exists() else [], self.how, self.early)
         self.num_workers = num_workers
         self.wants_text = not plain["endpoint"]["url"]
         limits = plain["limits"]
         self.max_bytes = limits["max_bytes"]
-        self.models, self.models_lock = _models(plain, folder / "captions.jsonl"), threading.Lock()
+        answers = folder.parent / f"captions-{self.how['models'][:16]}.jsonl"
+        self.models, self.models_lock = _models(plain, answers), threading.Lock()
         self.pool = children.Pool(
             num_workers,
             "data_pipelines.stages.parts:make_examiner",
@@ -142,30 +175,50 @@ class Examiner:
     def clip_rows(self, clip: clips.Clip) -> list[dict]:
         """Returns what one clip is, one row or one a scene; never fails for what is in a file.
 
+        Rows have the columns of `measured.SCHEMA`, as far as something was measured.
+
         Raises:
             Stopped: If the examiner was closed meanwhile.
         """
         row = {
             name: getattr(clip, name) for name in ("id", "source", "file", "start", "end", "text")
         }
-        row["given"] = _json(clip.given)
+        row["given"] = examine.to_json(clip.given)
         if refused := clip.given.get("refused"):
             rule, _, message = str(refused).partition(": ")
             return [row | examine.refusal(rule, message)]
         if self.wants_text and not (clip.text or "").strip():
             return [row | examine.refusal("no caption", "the text is empty or its file missing.")]
+        (place,) = places([clip])  # before it is read: what changes meanwhile is read again
         try:
             with open_file(clip.file, self.max_bytes) as file:
-                return self._call(clip, file)
-        except children.WorkerDied as error:
-            if self.pool.closed:
-                raise Stopped from error
-            return [row | examine.refusal(f"decoder {error.reason}", str(error))]
+                found = self._known(clip, file) or self._measured(clip, row, file)
         except FileNotFoundError:
             return [row | examine.refusal("missing file", "there is no such file.")]
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             return [row | examine.refusal("unreadable", f"{reason}.")]
+        return [one | {"place": place} for one in found]
+
+    def _known(self, clip: clips.Clip, file: BinaryIO) -> list[dict]:
+        """Returns the rows of content that was measured before, wherever it was."""
+        if not len(self.known):
+            return []
+        number = self.known.of(_sha256(file), clip)
+        file.seek(0)
+        rows, lacking = self.known.take([number], [clip]) if number is not None else ([], True)
+        return [] if lacking else rows.to_pylist()
+
+    def _measured(self, clip: clips.Clip, row: dict, file: BinaryIO) -> list[dict]:
+        try:
+            found = self._call(clip, file)
+        except children.WorkerDied as error:
+            if self.pool.closed:
+                raise Stopped from error
+            facts = {"bytes": file.seek(0, os.SEEK_END), "sha256": _sha256(file)}
+            found = [row | facts | examine.refusal(f"decoder {error.reason}", str(error))]
+        how = json.dumps(self.how | {"models": "", "text": ""}, sort_keys=True)
+        return [one | {"asked": measured.asked(clip), "how": how} for one in found]
 
     def _call(self, clip: clips.Clip, file: BinaryIO) -> list[dict]:
         for attempt in (1, 2):
@@ -185,24 +238,29 @@ class Examiner:
     def write_part(self, number: int, rows: list[dict]) -> collections.Counter:
         """Lets the models see a part's clips, and writes its rows; returns counts by status."""
         rows = self._model_rows(rows)
-        ledger.write(part_path(self.folder, number), rows)
-        return collections.Counter(row.get("status", ledger.KEPT) for row in rows)
+        measured.write(part_path(self.folder, number), rows)
+        return collections.Counter(row.get("status") or ledger.KEPT for row in rows)
 
     def _model_rows(self, rows: list[dict]) -> list[dict]:
         """Adds what models and the endpoint say, to clips that no rule leaves out before."""
-        if any("stills" in row for row in rows):
-            early = [r for r in rules.parse(self.plain["rules"]) if not r.is_late()]
-            plain_rows = [{k: v for k, v in row.items() if k != "stills"} for row in rows]
-            verdicts = rules.apply(early, ledger.table(plain_rows))
-            shown = [
-                row if verdict is None and "status" not in row else plain_row
-                for row, plain_row, verdict in zip(rows, plain_rows, verdicts, strict=True)
-            ]
-            with self.models_lock:
-                for model in self.models:
-                    shown = list(model(shown))
-            rows = [{k: v for k, v in row.items() if k != "stills"} for row in shown]
-        return rows
+        if not any("stills" in row for row in rows):
+            return rows
+        plain_rows = [{k: v for k, v in row.items() if k != "stills"} for row in rows]
+        verdicts = rules.apply(self.early, ledger.table(plain_rows, measured.SCHEMA))
+        is_shown = [
+            "stills" in row and verdict is None and row.get("status") is None
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ]
+        shown = [row if s else p for row, p, s in zip(rows, plain_rows, is_shown, strict=True)]
+        with self.models_lock:
+            for model in self.models:
+                shown = list(model(shown))
+        for row, is_seen in zip(shown, is_shown, strict=True):
+            row.pop("stills", None)
+            if is_seen:
+                text = measured.mark(self.how, row["text"])
+                row["how"] = json.dumps(self.how | {"text": text}, sort_keys=True)
+        return shown
 
     def examine_part(self, number: int) -> collections.Counter:
         """Examines one part, unless it is there; returns its counts."""
@@ -214,6 +272,11 @@ class Examiner:
 
     def close(self):
         self.pool.close()
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_examiner(options: examine.Options, memory_bytes: int):

@@ -20,7 +20,7 @@ import configs.data
 from data_pipelines.media import video_io
 from data_pipelines.stages import examine, rules, text
 
-VERSION = 2  # of what the stages do: another one makes examined parts anew
+VERSION = 3  # of what is measured: raise it when equal files give other rows
 _CHILD_ONLY = ("deadline_seconds", "memory_bytes")  # limits that `video_io.Limits` does not have
 _LEAST_MEMORY = 128 << 20  # bytes of a child process that decodes small files
 
@@ -150,18 +150,28 @@ def limits(plain: dict) -> video_io.Limits:
     return video_io.Limits(**{k: v for k, v in plain["limits"].items() if k not in _CHILD_ONLY})
 
 
-def keys(plain: dict, source: str) -> tuple[str, str]:
-    """Returns the key of what is examined, and that of the whole data set.
+def measurement(plain: dict) -> dict[str, Any]:
+    """Returns how clips are measured: all that the numbers depend on but the clip itself.
 
-    Args:
-        plain: What `check` returned.
-        source: Digest of the clip table.
+    Returns:
+        `version`, `limits`, `cuts` (None: no scenes), `scores`, `models` (a digest; empty: none is
+        asked), `reads` and `writes`: whether a model reads the caption, and an endpoint writes it.
     """
-    # the endpoint and the models are asked only for clips that rules do not leave out before
-    needed = ["limits", "cuts", "scores", "models", "endpoint"]
-    needed += ["rules"] if examine_options(plain).num_stills else []
-    examined = digest(VERSION, source, {name: plain[name] for name in needed})
-    return examined, digest(VERSION, source, plain)
+    names = ("models", "endpoint") if examine_options(plain).num_stills else ()
+    return {
+        "version": VERSION,
+        "limits": plain["limits"],
+        "cuts": plain["cuts"] if plain["cuts"]["enabled"] else None,
+        "scores": sorted(plain["scores"]),
+        "models": digest(*map(plain.get, names)) if names else "",
+        "reads": bool(plain["models"]["clip"]),
+        "writes": bool(plain["endpoint"]["url"]),
+    }
+
+
+def early_rules(plain: dict) -> list[rules.Rule]:
+    """Returns the rules that clips have to pass before models see them."""
+    return [rule for rule in rules.parse(plain["rules"]) if not rule.is_late()]
 
 
 def digest(*values) -> str:

@@ -6,14 +6,16 @@ twice, in any order, on any machine that sees the work folder.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import difflib
 import functools
 import json
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from data_pipelines.stages import parts
+from data_pipelines.stages import exchange, parts
 
 RUNNERS = {
     # what DirectRunner runs once it could not download another, which knows no --direct_* flags
@@ -23,6 +25,28 @@ RUNNERS = {
     "dataflow": "DataflowRunner",
 }
 _OWN_FLAGS = ("flink", "spark")  # their job servers know flags that Beam's Python does not
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Who does the work.
+
+    Attributes:
+        runner: "local" or a key of RUNNERS.
+        num_workers: Child processes of this machine, or of each Beam worker; 0: as many as it has
+            processors, or one.
+        beam_args: Flags for Beam.
+        exchange: URL through which parts go where the machines share no disk; empty: they do.
+    """
+
+    runner: str = "local"
+    num_workers: int = 0
+    beam_args: tuple[str, ...] = ()
+    exchange: str = ""
+
+    @property
+    def workers(self) -> int:
+        return self.num_workers or (os.cpu_count() or 1 if self.runner == "local" else 1)
 
 
 def run_local(
@@ -77,6 +101,25 @@ def _raise_errors(running: set) -> set:
     for future in done:
         future.result()
     return set(running)
+
+
+def run_job(
+    function: Callable[[str, int], object],
+    work: pathlib.Path,
+    engine: Engine,
+    todo: Callable[[], Sequence[int]],
+    folders: dict[str, pathlib.Path],
+):
+    """Gives the numbers that `todo` returns to Beam; results come to `folders`, if not by disk."""
+    if not engine.exchange:
+        run_beam(function, str(work), todo(), engine.runner, engine.beam_args)
+        return
+    url = exchange.place(engine.exchange, (work / "key").read_text())
+    exchange.take(url, folders)  # of a run that was stopped
+    exchange.give(url, work)
+    there = functools.partial(exchange.work_on, function)
+    run_beam(there, url, todo(), engine.runner, engine.beam_args)
+    exchange.take(url, folders)
 
 
 def run_beam(

@@ -12,26 +12,32 @@ import functools
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet
 
 from data_pipelines.media import video_io
-from data_pipelines.shards import builder
+from data_pipelines.shards import builder, records
 from data_pipelines.stages import cut, examine, ledger, parts, plan
 from data_pipelines.workers import children
 
 _BYTES_A_PIXEL = 0.1  # of an encoded scene: a guess, for the number of shards
 _ROWS_A_CALL = 32  # scenes of one file that are cut in one decode
+TABLE = "new.parquet"  # in a work folder: the rows of the shards that are to be written
+_SHARDS_A_PROCESS = 2  # at least, where several write at once: each takes seconds to start
 _DEADLINES = 10  # encoding takes so much longer than decoding
 
 
 def count(kept: pa.Table, plain: dict) -> int:
     """Returns into how many shards kept rows go."""
     total = sum(_expected_bytes(row, plain["shards"]) for row in _rows(kept, _FACTS))
-    return max(1, min(len(kept), round(total / plain["shards"]["bytes"])))
+    return min(len(kept), max(1, round(total / plain["shards"]["bytes"])))
 
 
 def rows_of(kept: pa.Table, number: int, num_shards: int) -> pa.Table:
@@ -41,6 +47,23 @@ def rows_of(kept: pa.Table, number: int, num_shards: int) -> pa.Table:
 
 
 _FACTS = ("kind", "start", "end", "num_frames", "height", "width", "bytes")
+_CLIP = (*_FACTS, "sha256", "first_frame", "fps")
+
+
+def marks(rows: pa.Table, how: dict) -> list[dict[str, int]]:
+    """Returns the MARKS of rows as records, by which a data set knows what it has.
+
+    Args:
+        rows: Kept rows.
+        how: The config's `shards`.
+    """
+    found = []
+    for row in _rows(rows, ("id", "caption", *_CLIP)):
+        again = [how["short_side"], how["crf"]] if is_encoded_again(row, how["short_side"]) else []
+        names = ("sha256", "first_frame", "num_frames", "fps", "height", "width")
+        clip = records.mark(*(row[name] for name in names), *again)
+        found.append({"record": records.mark(row["id"], row["caption"], clip), "clip": clip})
+    return found
 
 
 def _rows(table: pa.Table, names: Iterable[str]) -> list[dict]:
@@ -70,10 +93,15 @@ class Writer:
     Args:
         plain: The config as plain values.
         num_workers: Child processes.
+        out: A data set that grows; empty: there is none.
     """
 
-    def __init__(self, plain: dict, num_workers: int):
+    def __init__(self, plain: dict, num_workers: int, out: str = ""):
         self.plain, self.how, self.limits = plain, plain["shards"], plan.limits(plain)
+        self.old, self.there = None, {}  # the record of each clip that is there already
+        if out and os.path.exists(out):  # not on a machine that sees another disk
+            self.old = records.Reader(out)
+            self.there = {clip: row for row, clip in enumerate(self.old.index["clip"].tolist())}
         self.num_workers, self.num_bytes = num_workers, 0
         self.pool = children.Pool(
             num_workers,
@@ -85,8 +113,11 @@ class Writer:
 
     def write_shard(self, work: pathlib.Path, number: int, num_shards: int, rows: pa.Table) -> dict:
         """Writes one shard, unless it is there; returns what `builder.write_shard` does."""
-        records = self._records(rows.to_pylist(), work / "cuts" / f"{number:05d}.json")
-        return builder.write_shard(work, "video", number, num_shards, records)
+        found = rows.to_pylist()
+        for row, mark in zip(found, marks(rows, self.how), strict=True):
+            row["marks"] = mark
+        examples = self._records(found, work / "cuts" / f"{number:05d}.json")
+        return builder.write_shard(work, "video", number, num_shards, examples)
 
     def _records(self, rows: list[dict], failures: pathlib.Path) -> Iterator[dict]:
         refused: dict[str, tuple[str, str]] = {}
@@ -97,7 +128,7 @@ class Writer:
                 refused[row["id"]] = (rule, str(video))
                 continue
             self.num_bytes += len(video)
-            yield {"id": row["id"], "text": row["caption"], "video": video} | size
+            yield {"id": row["id"], "text": row["caption"], "video": video} | size | row["marks"]
         failures.parent.mkdir(exist_ok=True)
         builder.write_whole(failures, json.dumps(refused).encode())
 
@@ -117,6 +148,13 @@ class Writer:
 
     def _videos(self, group: list[dict]) -> list[tuple]:
         """Returns (row, bytes or error, facts) for rows of one file."""
+        there = [self.there.get(row["marks"]["clip"]) for row in group]
+        if self.old and None not in there:
+            copies = [self.old[number] for number in there]
+            return [
+                (row, copy["video"], {name: copy[name] for name in _facts(row)})
+                for row, copy in zip(group, copies, strict=True)
+            ]
         with contextlib.ExitStack() as stack:
             try:
                 file = parts.open_file(group[0]["file"], self.limits.max_bytes)
@@ -162,19 +200,78 @@ class Writer:
         self.pool.close()
 
 
-def write_shard(work: str, number: int) -> dict:
-    """What a Beam worker does for a shard; its child process serves all shards it is given."""
+def write_table(work: pathlib.Path, new: pa.Table, num_shards: int):
+    """Writes the rows of all shards, a row group each: who writes one reads no others."""
+    path = work / TABLE
+    part = path.with_name(path.name + ".part")
+    with pyarrow.parquet.ParquetWriter(part, ledger.SCHEMA) as file:
+        for number in range(num_shards):
+            rows = rows_of(new, number, num_shards)
+            file.write_table(rows, row_group_size=len(rows))
+    os.replace(part, path)
+
+
+def write_shards(work: pathlib.Path, todo: Sequence[int], num_workers: int) -> Iterator[int]:
+    """Writes shards on this machine, several at once, and yields the number of each that is done.
+
+    Few are written one after the other, with as many decoders as there may be workers.
+    """
+    if num_workers == 1 or len(todo) < _SHARDS_A_PROCESS * num_workers:
+        writer, num_shards = _open(work, num_workers)
+        with contextlib.closing(writer):
+            for number in todo:
+                writer.write_shard(work, number, num_shards, _read(work, number))
+                yield number
+        return
+    how = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _leave_signals}
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, **how)
+    try:
+        running = {pool.submit(write_shard, str(work), number, 1): number for number in todo}
+        for done in concurrent.futures.as_completed(running):
+            done.result()
+            yield running[done]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_signals():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this too
+
+
+def write_shard(work: str, number: int, num_workers: int | None = None) -> dict:
+    """Writes one shard of a work folder; child processes serve all shards of a process.
+
+    Args:
+        work: The folder.
+        number: Of the shard.
+        num_workers: Child processes; None: as many as a Beam worker has.
+    """
     folder = pathlib.Path(work)
-    writer, kept = _writer(work)
-    num_shards = count(kept, writer.plain)
-    return writer.write_shard(folder, number, num_shards, rows_of(kept, number, num_shards))
+    writer, num_shards = _opened(folder, num_workers, (folder / "key").read_text())
+    return writer.write_shard(folder, number, num_shards, _read(folder, number))
 
 
-@functools.cache
-def _writer(work: str) -> tuple[Writer, pa.Table]:
-    state = json.loads((pathlib.Path(work) / "plan.json").read_text())
-    rows = ledger.read(pathlib.Path(work) / "selected.parquet")
-    return Writer(state["config"], state["num_workers"]), kept_rows(rows)
+@functools.lru_cache(maxsize=1)
+def _opened(work: pathlib.Path, num_workers: int | None, key: str) -> tuple[Writer, int]:
+    """Kept for the next shard of this work folder, as long as its key is the same."""
+    return _open(work, num_workers)
+
+
+def _open(work: pathlib.Path, num_workers: int | None) -> tuple[Writer, int]:
+    state = json.loads((work / "plan.json").read_text())
+    with pyarrow.parquet.ParquetFile(work / TABLE) as file:
+        num_shards = file.num_row_groups
+    return Writer(state["config"], num_workers or state["num_workers"], state["grows"]), num_shards
+
+
+def _read(work: pathlib.Path, number: int) -> pa.Table:
+    with pyarrow.parquet.ParquetFile(work / TABLE) as file:
+        return file.read_row_group(number)
+
+
+def new_rows(rows: pa.Table) -> pa.Table:
+    """Returns the kept rows that no run before has written."""
+    return rows.filter(pc.and_(pc.equal(rows["status"], ledger.KEPT), pc.is_null(rows["run"])))
 
 
 def kept_rows(rows: pa.Table) -> pa.Table:

@@ -1,0 +1,123 @@
+"""What becomes of a data set when its source, its captions or its config have changed.
+
+Records that are what a new one would be stay where they are, byte for byte. Those that are not
+wanted any more are marked and passed over; `data_pipelines.compact` makes a data set without them.
+What is new goes to new shards.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipelines.shards import builder, records
+from data_pipelines.sources import clips
+from data_pipelines.stages import examine, ledger, measured, shards
+
+FAMILY = "clips"  # of data sets that can grow, in their meta.json
+REMOVED = "removed"
+CHANGED = "file changed"
+
+
+class Before:
+    """A data set as it is before a run; without a folder, it has no records.
+
+    Args:
+        out: Its folder.
+        shrink: It may lose more than half of its clips.
+    """
+
+    def __init__(self, out: pathlib.Path, shrink: bool = False):
+        self.out, self.shrink = out, shrink
+        self.is_there = (out / "meta.json").exists()
+        self.run, self.ledger = 0, ledger.table([])
+        self._marks, self._is_alive = np.zeros(0, np.uint64), np.zeros(0, bool)
+        self.paths = sorted((out / measured.FOLDER).glob("*.parquet"))
+        if self.is_there:
+            reader = records.Reader(out)
+            self.run, self._marks = reader.meta["run"], reader.marks
+            self._is_alive = np.isin(np.arange(len(self._marks)), reader.numbers)
+            self.ledger = ledger.read(out)
+
+    @property
+    def folder(self) -> str:
+        """Of the data set; empty where there is none."""
+        return os.path.abspath(self.out) if self.is_there else ""
+
+    @property
+    def changed(self) -> set[str]:
+        """The files whose content was another one when shards were written."""
+        return set(self.ledger.filter(pc.equal(self.ledger["rule"], CHANGED))["file"].to_pylist())
+
+    def check_source(self, table: Sequence[clips.Clip], places: Sequence[str | None]):
+        """Refuses a source that has little of what the data set is made of, before any work.
+
+        Raises:
+            ValueError: If most of the clips are not in it, or have no file.
+        """
+        there = {clip.id for clip, place in zip(table, places, strict=True) if place is not None}
+        names = _clip_names(self.ledger.filter(pc.equal(self.ledger["status"], ledger.KEPT)))
+        gone = sum(name not in there for name in names)
+        builder.check_loss(self.out, gone, len(names), self.shrink)
+
+    def compare(self, rows: pa.Table, how: dict) -> tuple[pa.Table, np.ndarray]:
+        """Tells which records stay.
+
+        Args:
+            rows: The ledger after selection.
+            how: The config's `shards`.
+
+        Returns:
+            The ledger, with the run of the rows whose records stay, and for each record of the
+            shards whether it does.
+
+        Raises:
+            ValueError: If most go.
+        """
+        kept = np.flatnonzero(pc.equal(rows["status"], ledger.KEPT).to_numpy())
+        wanted = [mark["record"] for mark in shards.marks(rows.take(pa.array(kept)), how)]
+        stays = records.known(self._marks, wanted)
+        gone, count = self._is_alive[~stays].sum(), self._is_alive.sum()
+        builder.check_loss(self.out, int(gone), int(count), self.shrink)
+        runs, there = [None] * len(rows), set(self._marks.tolist())
+        before = {row["id"]: row["run"] for row in self.ledger.select(["id", "run"]).to_pylist()}
+        ids = rows["id"].to_pylist()
+        for row, mark in zip(kept.tolist(), wanted, strict=True):
+            if mark in there:  # one that left and is back: in this run
+                runs[row] = before.get(ids[row]) or self.run + 1
+        return _with_runs(rows, runs), stays
+
+    def with_removed(self, rows: pa.Table) -> pa.Table:
+        """Returns a ledger with the rows of clips behind it that the source has no more."""
+        there = set(_clip_names(rows))
+        names = _clip_names(self.ledger)
+        gone = [row for row, name in enumerate(names) if name not in there]
+        found = self.ledger.take(pa.array(gone, pa.int64())).to_pylist()
+        message = f"not in the source of run {self.run + 1}."
+        for row in found:
+            if row["rule"] != REMOVED:
+                row |= examine.refusal(REMOVED, message) | {"caption": None, "duplicate_of": None}
+        return pa.concat_tables([rows, ledger.table(found)]) if found else rows
+
+
+def added(rows: pa.Table, run: int) -> pa.Table:
+    """Returns a ledger in which kept rows without a run have this one."""
+    return _with_runs(rows, pc.coalesce(rows["run"], in_run(rows, run)["run"]).to_pylist())
+
+
+def in_run(rows: pa.Table, run: int) -> pa.Table:
+    """Returns a ledger in which all kept rows have this run."""
+    return _with_runs(rows, [run if s == ledger.KEPT else None for s in rows["status"].to_pylist()])
+
+
+def _with_runs(rows: pa.Table, runs: Iterable[int | None]) -> pa.Table:
+    place = ledger.SCHEMA.get_field_index("run")
+    return rows.set_column(place, ledger.SCHEMA.field("run"), ledger.column("run", runs))
+
+
+def _clip_names(rows: pa.Table) -> list[str]:
+    """The rows of the clip table that a ledger's rows came from."""
+    return pc.coalesce(rows["parent"], rows["id"]).to_pylist()
