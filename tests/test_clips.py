@@ -44,6 +44,7 @@ def archives(tmp_path_factory):
         "path": folder / "a.mp4",
         "url": f"file://{folder}/a.mp4",
         "stored": f"zip://deep/ä #b.mp4::{folder}/stored.zip",
+        "placed": clips.addresses(f"{folder}/stored.zip")["deep/ä #b.mp4"],
         "deflated": f"zip://deep/ä #b.mp4::{folder}/deflated.zip",
         "file url": f"zip://deep/ä #b.mp4::file://{folder}/stored.zip",
         "pieces": f"zip://deep/ä #b.mp4::join:{folder}/split_part",
@@ -51,7 +52,7 @@ def archives(tmp_path_factory):
     }
 
 
-KINDS = ("plain", "path", "url", "stored", "deflated", "file url", "pieces", "tar")
+KINDS = ("plain", "path", "url", "stored", "placed", "deflated", "file url", "pieces", "tar")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,12 +157,53 @@ def test_a_lost_piece_is_named(archives, tmp_path):
     for letter in "ac":
         (tmp_path / f"x_parta{letter}").write_bytes(b"piece")
     with pytest.raises(OSError, match="x_partab is missing"):
-        clips.members(f"join:{tmp_path}/x_part")
+        clips.addresses(f"join:{tmp_path}/x_part")
 
 
-def test_members_are_the_files_of_an_archive(archives):
+def test_addresses_are_of_the_files_of_an_archive(archives):
     archive = archives["stored"].partition("::")[2]
-    assert clips.members(archive) == ["deep/other.mp4", "deep/ä #b.mp4"]
+    assert list(clips.addresses(archive)) == ["deep/other.mp4", "deep/ä #b.mp4"]
+    squeezed = clips.addresses(archives["deflated"].partition("::")[2])
+    assert squeezed["deep/ä #b.mp4"] == archives["deflated"]  # it has no place to read from
+
+
+def test_a_place_needs_no_directory(archives, monkeypatch):
+    monkeypatch.setattr(clips, "_archive", lambda *_: 1 / 0)
+    for _ in range(3):
+        assert clips.open_binary(archives["placed"]).read() == CONTENT
+
+
+def test_a_place_where_something_else_is_leads_to_the_directory(archives, tmp_path):
+    for name, names in (("a.zip", ["x", "v.mp4"]), ("b.zip", ["longer", "v.mp4", "y"])):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member in names:
+                archive.writestr(member, f"{name} {member}")
+    address = clips.addresses(f"{tmp_path}/a.zip")["v.mp4"]
+    assert clips.open_binary(address).read() == b"a.zip v.mp4"
+    os.replace(tmp_path / "b.zip", tmp_path / "a.zip")
+    assert clips.open_binary(address).read() == b"b.zip v.mp4"
+
+
+def test_damage_at_a_place_is_found(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("v.mp4", CONTENT)
+    address = clips.addresses(f"{tmp_path}/a.zip")["v.mp4"]
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[len(CONTENT) // 2] ^= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(OSError, match="CRC-32 is wrong"):
+        clips.open_binary(address)
+    (tmp_path / "a.zip").write_bytes(content[:1000])
+    with pytest.raises(OSError, match="it is cut"):
+        clips.open_binary(address)
+
+
+def test_members_are_sorted_to_be_read_from_begin_to_end(archives):
+    archive = archives["stored"].partition("::")[2]
+    one, two = clips.addresses(archive).values()
+    names = ["b.mp4", two, one, archives["tar"], "a.mp4"]
+    order = sorted(names, key=clips.reading_order)
+    assert order == ["b.mp4", "a.mp4", one, two, archives["tar"]]
 
 
 def test_clips_travel_to_workers():

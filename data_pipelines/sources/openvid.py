@@ -120,10 +120,10 @@ def find_parts(folder: str) -> Parts:
     unreadable = {}
     for _, archive in sorted(archives.items()):
         try:
-            for member in clips.members(archive):
+            for member, address in clips.addresses(archive).items():
                 name = member.rpartition("/")[2]
                 if name.lower().endswith(limits.VIDEO_SUFFIXES) and "::" not in member:
-                    files.setdefault(name, f"zip://{member}::{archive}")
+                    files.setdefault(name, address)
         except OSError as error:
             unreadable[os.path.basename(archive)] = str(error)
     return Parts(files, len(archives), unreadable)

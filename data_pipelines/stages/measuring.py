@@ -44,6 +44,7 @@ def measure(
     store = measured.Store(paths, wanted, early)
     numbers = _known(store, table, places, before.changed)
     todo = [row for row, number in enumerate(numbers) if number is None]
+    todo.sort(key=lambda row: clips.reading_order(table[row].file))
     part = _prepare(work, folder, [table[row] for row in todo], plain, before, engine, store)
     _examine(work, part, plain, len(todo), len(table), engine, tell)
     new = [path for path in parts.part_paths(part, len(todo)) if path not in paths]
