@@ -12,8 +12,11 @@ import functools
 import json
 import os
 import pathlib
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import fsspec
 
 from data_pipelines.stages import exchange, parts
 
@@ -24,6 +27,8 @@ RUNNERS = {
     "spark": "SparkRunner",
     "dataflow": "DataflowRunner",
 }
+SILENCE_SECONDS = 60  # until it is said that no worker answers
+_ANSWERED = "answered"  # in a work folder or job: the file of the first worker
 _OWN_FLAGS = ("flink", "spark")  # their job servers know flags that Beam's Python does not
 
 
@@ -131,6 +136,8 @@ def run_beam(
 ):
     """Calls `function(work, number)` for each number on a Beam runner.
 
+    Beam waits for ever where no worker lives; who waits is told after a minute.
+
     Raises:
         ImportError: If Beam is not installed.
         ValueError: If the runner has no such flag.
@@ -138,13 +145,48 @@ def run_beam(
     options = beam_options(runner, beam_args)
     import apache_beam as beam
 
-    with beam.Pipeline(options=options) as pipeline:
+    with _told_of_silence(work, runner), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "parts" >> beam.Create(list(numbers))
             | "spread" >> beam.Reshuffle()
-            | "work" >> beam.Map(functools.partial(function, work))
+            | "work" >> beam.Map(functools.partial(_answer, function, work))
         )
+
+
+def _answer(function: Callable[[str, int], object], work: str, number: int):
+    """What a worker does: it says that it lives, and goes to work."""
+    with fsspec.open(f"{work}/{_ANSWERED}", "wb") as file:
+        file.write(b"a worker has answered")
+    function(work, number)
+
+
+@contextlib.contextmanager
+def _told_of_silence(work: str, runner: str) -> Iterator[None]:
+    store, path = fsspec.core.url_to_fs(f"{work}/{_ANSWERED}")
+    if store.exists(path):
+        store.rm(path)
+    ended = threading.Event()
+
+    def look():
+        for waited in range(0, SILENCE_SECONDS, 5):
+            if ended.wait(min(5, SILENCE_SECONDS - waited)) or store.exists(path):
+                return
+        print(
+            f"\n--runner={runner}: no worker has answered within {SILENCE_SECONDS} seconds. Where "
+            "they have not started yet, wait; else see whether they are up and in reach, whether "
+            "`python` in the PATH of Beam's worker pool is the one that has vidgen, and their log.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def beam_options(runner: str, beam_args: Sequence[str]):
