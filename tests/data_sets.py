@@ -133,3 +133,8 @@ def write_miradata(folder: pathlib.Path, clips: int = 4) -> DataSet:
     rows.append({**rows[0], "clip_id": lost, "file_path": "video_clips/000000005/x.mp4"})
     table = write_table(folder / "miradata_v1_tiny.csv", MIRADATA_COLUMNS, rows)
     return DataSet(folder, table, list(texts), [lost], texts)
+
+
+def reasons(table) -> list[str]:
+    """Of each clip of a table, what it is refused for; empty: nothing."""
+    return [clip.given.get("refused", "").partition(":")[0] for clip in table]

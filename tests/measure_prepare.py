@@ -13,6 +13,7 @@ import json
 import pathlib
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,50 @@ def measure_download(folder: pathlib.Path, num_bytes: int) -> dict:
     return {"bytes": num_bytes, "cpu_seconds": seconds}
 
 
+_WRITE = """
+import json, pathlib, sys, time
+from configs import data
+from data_pipelines.shards import builder
+from data_pipelines.sources import clips
+from data_pipelines.stages import examine, ledger, plan, shards
+
+work, clip, count, workers = pathlib.Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+plain = plan.check(data.base())
+[row] = examine.examine(clip, clips.Clip("a", clip, "x"))
+rows = [row | {"id": f"{i:06d}", "caption": "x", "status": "kept"} for i in range(count)]
+new = ledger.table(rows)
+num_shards = shards.count(new, plain)
+builder.start(work.with_suffix(""), "video", num_shards, key="measure")
+builder.write_whole(work / "key", b"measure")
+state = {"config": plain, "num_workers": workers, "grows": ""}
+builder.write_whole(work / "plan.json", json.dumps(state).encode())
+shards.write_table(work, new, num_shards)
+begin = time.perf_counter()
+assert len(list(shards.write_shards(work, range(num_shards), workers))) == num_shards
+print(time.perf_counter() - begin)
+"""
+
+
+def measure_shards(folder: pathlib.Path, clip: pathlib.Path, num_bytes: int) -> dict:
+    """Seconds of the clock, with one worker and with two in turn, and CPU seconds of shards."""
+    count, seconds, cpu = num_bytes // clip.stat().st_size, {1: [], 2: []}, []
+    for _ in range(3):
+        for workers in (1, 2):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            work = folder / "shards.work"
+            command = [sys.executable, "-c", _WRITE, str(work), str(clip), str(count), str(workers)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds[workers].append(float(done.stdout))
+            cpu += [after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime]
+            shutil.rmtree(work)
+    return {
+        "bytes": count * clip.stat().st_size,
+        "seconds_by_workers": {workers: min(times) for workers, times in seconds.items()},
+        "cpu_seconds": min(cpu),
+    }
+
+
 def measure_table(folder: pathlib.Path, num_rows: int, num_parts: int) -> dict:
     """CPU seconds and memory of a process that reads OpenVid's table and finds its clips."""
     data = data_sets.write_openvid(folder, 3)
@@ -119,6 +164,7 @@ def main():
         for height in (720, 1080):
             write_clip(folder / "a.mp4", height)
             result[f"{height}p"] = measure_clip(folder / "a.mp4")
+        result["shards"] = measure_shards(folder, folder / "a.mp4", 4 << 30)
         result["download"] = measure_download(folder, 1 << 30)
         result["table"] = measure_table(folder / "openvid", 1_000_000, 186)
     rounded = json.loads(json.dumps(result), parse_float=lambda x: round(float(x), 3))

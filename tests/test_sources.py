@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipelines.media import encoding, video_io
-from data_pipelines.sources import clips, csv_records, specs
+from data_pipelines.sources import clips, specs
 from tests import data_sets
 
 HOSTILE = {  # path or id -> the reason that its row is refused for
@@ -55,10 +55,6 @@ def folder(tmp_path):
     (data / "linked").symlink_to(tmp_path)
     os.mkfifo(data / "pipe.mp4")
     return data
-
-
-def reasons(table):
-    return [clip.given.get("refused", "").partition(":")[0] for clip in table]
 
 
 def write(path, columns, rows):
@@ -105,7 +101,7 @@ def test_hostile_paths_are_refused_and_the_others_stay(kind, folder):
     paths = [p for p in HOSTILE if not (kind == "jsonl" and "\udc80" in p)]
     rows = [("a.mp4", "good"), *((path, "bad") for path in paths), ("./inner.mp4", "good")]
     table = specs.read(write(folder / f"t.{kind}", ("path", "text"), rows))
-    assert reasons(table) == ["", *(HOSTILE[p] for p in paths), ""]
+    assert data_sets.reasons(table) == ["", *(HOSTILE[p] for p in paths), ""]
     assert [table[0].id, table[-1].id] == ["a.mp4", "inner.mp4"]
     ids = [clip.id for clip in table]
     assert len(set(ids)) == len(ids)
@@ -118,10 +114,10 @@ def test_a_wider_root_lets_paths_leave_the_folder_of_the_table(folder):
     rows = [("../outside.mp4", "x"), (str(folder / "a.mp4"), "y"), ("/etc/passwd", "z")]
     table = write(folder / "t.csv", ("path", "text"), rows)
     refused = specs.read(table)
-    assert reasons(refused) == ["outside root", "", "outside root"]
+    assert data_sets.reasons(refused) == ["outside root", "", "outside root"]
     assert "SOURCE?root=FOLDER allows" in refused[0].given["refused"]
     found = specs.read(f"{table}?root={folder.parent}")
-    assert reasons(found) == ["", "", "outside root"]
+    assert data_sets.reasons(found) == ["", "", "outside root"]
     assert [clip.id for clip in found[:2]] == ["outside.mp4", "a.mp4"]
     with pytest.raises(ValueError, match=r"root=/none: there is no such folder"):
         specs.read(f"{table}?root=/none")
@@ -150,7 +146,7 @@ def test_captions_are_cleaned_or_refused(kind, text, clean, folder):
     rows = [("a.mp4", text), ("deep/b.mp4", "next")]
     first, second = specs.read(write(folder / f"t.{kind}", ("path", "text"), rows))
     if clean == "caption too long":
-        assert reasons([first]) == [clean] and first.text is None
+        assert data_sets.reasons([first]) == [clean] and first.text is None
         assert len(first.given["refused"]) < 300
     else:
         assert first.text == clean and "refused" not in first.given
@@ -164,7 +160,7 @@ def test_ids_that_come_twice_are_refused_once(folder):
     rows = [("a.mp4", "x", ""), ("./deep/../a.mp4", "y", ""), ("c.png", "z", "a.mp4")]
     rows += [("deep/b.mp4", "w", "../b"), ("deep/b.mp4", "v", "a\nb")]
     table = specs.read(write(folder / "t.csv", ("path", "text", "id"), rows))
-    assert reasons(table) == ["", "duplicate id", "duplicate id", "bad id", "bad id"]
+    assert data_sets.reasons(table) == ["", "duplicate id", "duplicate id", "bad id", "bad id"]
     assert len({clip.id for clip in table}) == 5
 
 
@@ -185,7 +181,7 @@ def test_times_are_seconds_or_clocks(start, end, times, folder):
     columns = ("path", "text", "start", "end")
     [clip] = specs.read(write(folder / "t.csv", columns, [("a.mp4", "x", start, end)]))
     if times is None:
-        assert reasons([clip]) == ["bad times"]
+        assert data_sets.reasons([clip]) == ["bad times"]
     else:
         assert (clip.start, clip.end) == times
 
@@ -220,107 +216,8 @@ def test_lines_that_are_no_json_are_refused_alone(folder):
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
     table = specs.read(folder / "t.jsonl")
     bad = ["bad json"] * 5 + ["bad path", "bad caption", "missing path", "bad json"]
-    assert reasons(table) == ["", *bad, ""]
+    assert data_sets.reasons(table) == ["", *bad, ""]
     assert (table[-1].id, table[-1].text) == ("deep/b.mp4", "good �")
-
-
-def test_a_quote_left_open_is_a_verdict_on_its_row(folder):
-    lines = ["path,text", "a.mp4,fine", 'deep/b.mp4,"open', *(f"c{i}.mp4,x" for i in range(5000))]
-    (folder / "t.csv").write_text("\n".join(lines))
-    table = specs.read(folder / "t.csv")
-    assert reasons(table) == ["", "open quote"] + ["missing file"] * 5000
-    assert (
-        table[1].id == "deep/b.mp4-row-000002"
-        and "double the quotes in it" in table[1].given["refused"]
-    )
-    assert csv.field_size_limit() == 131072  # as it was
-
-
-@pytest.mark.parametrize(
-    ("lines", "wanted"),
-    [
-        # closed by the next row's own quote, in the middle of a cell
-        (['a.mp4,"one', 'deep/b.mp4,"two, three"', "c.png,four"], [None, "two, three", "four"]),
-        # at the end of a cell: looks like a caption of two lines
-        (['a.mp4,"one', 'deep/b.mp4,two"', "c.png,four"], [None, 'two"', "four"]),
-        (['a.mp4,"one', 'deep/b.mp4,""', 'c.png,"four"'], [None, None, "four"]),
-        # never
-        (["c.png,one", 'a.mp4,"two', "deep/b.mp4,three"], ["one", None, "three"]),
-        (["c.png,one", 'a.mp4,"two'], ["one", None]),
-        # meant so
-        (
-            ['a.mp4,"one', "and the second line", 'x,y"', "c.png,two"],
-            ["one and the second line x,y", "two"],
-        ),
-        (['a.mp4,"a ""red"" car, fast"', "c.png,two"], ['a "red" car, fast', "two"]),
-        (['a.mp4,a 6" pipe', 'c.png,"a" small dog'], ['a 6" pipe', "a small dog"]),
-    ],
-)
-def test_an_open_quote_takes_no_other_row_with_it(lines, wanted, folder):
-    for end in ("\n", "\r\n"):
-        (folder / "t.csv").write_bytes(end.join(["path,text", *lines, ""]).encode())
-        table = specs.read(folder / "t.csv")
-        assert [clip.text for clip in table] == wanted
-        verdicts = ["" if text else "open quote" for text in wanted]
-        if lines[1] == 'deep/b.mp4,""':
-            verdicts[1] = ""
-        assert reasons(table) == verdicts
-
-
-@pytest.mark.parametrize(
-    ("lines", "wanted"),
-    [
-        (['"line one', 'line two",a.mp4', "next,c.png"], {"a.mp4": "line one line two"}),
-        (
-            ['"one', "two, three", 'four, five",a.mp4', "next,c.png"],
-            {"a.mp4": "one two, three four, five"},
-        ),
-        (['"open,a.mp4', '"shut",deep/b.mp4', "next,c.png"], {"deep/b.mp4": "shut"}),
-    ],
-)
-def test_captions_may_stand_before_paths(lines, wanted, folder):
-    (folder / "t.csv").write_text("\n".join(["text,path", *lines]) + "\n")
-    table = {clip.id: clip.text for clip in specs.read(folder / "t.csv") if clip.text}
-    assert table == wanted | {"c.png": "next"}
-
-
-def test_a_row_that_was_mended_further_down_has_its_id(folder):
-    (folder / "t.csv").write_text('path,text\na.mp4,"open\nc.png,two\na.mp4,good\n')
-    table = specs.read(folder / "t.csv")
-    assert [clip.id for clip in table] == ["a.mp4-row-000001", "c.png", "a.mp4"]
-    assert reasons(table) == ["open quote", "", ""]
-
-
-def test_an_open_quote_in_the_path_is_told_as_such(folder):
-    (folder / "t.csv").write_text('path,text\n"a.mp4,hello\nc.png,two\n')
-    assert reasons(specs.read(folder / "t.csv")) == ["open quote", ""]
-
-
-def test_quotes_that_swallow_each_other_cost_no_square(folder, monkeypatch):
-    """Each line closes the quote of the line before and opens another."""
-    taken, next_line = [], csv_records._Lines.__next__
-
-    def counted(lines):
-        taken.append(1)
-        return next_line(lines)
-
-    monkeypatch.setattr(csv_records._Lines, "__next__", counted)
-    (folder / "t.csv").write_text("path,text\n" + 'a.mp4",x,"foo\n' * 3000)
-    assert len(specs.read(folder / "t.csv")) == 3000
-    assert len(taken) <= 3001 * (csv_records._MOST_LINES + 2)
-
-
-@pytest.mark.parametrize(
-    "extra", ["a red car, fast,30", "a red car, fast", 'x,"y, z",30,', "x,1,2,,3"]
-)
-def test_a_row_with_more_cells_than_the_header_is_refused_by_name(extra, folder):
-    columns = 2 + extra.endswith("30") + (extra[0] == "x")
-    header = ",".join(["path", "text", "fps", "size"][:columns])
-    (folder / "t.csv").write_text(f"{header}\na.mp4,{extra}\nc.png,plain,\n")
-    table = specs.read(folder / "t.csv")
-    wanted = "more cells" if columns < 4 or extra.startswith("x,1") else ""
-    assert reasons(table) == [wanted, ""]
-    assert [clip.id for clip in table] == ["a.mp4" + "-row-000001" * bool(wanted), "c.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -350,7 +247,7 @@ def test_parts_of_one_file_are_clips_of_their_own(folder):
     table = specs.read(
         write(folder / "t.csv", ("path", "start", "end", "text"), [(*r, "x") for r in rows])
     )
-    assert reasons(table) == ["", "", "duplicate id", "duplicate id", "", ""]
+    assert data_sets.reasons(table) == ["", "", "duplicate id", "duplicate id", "", ""]
     assert [c.id for c in table][:2] == ["a.mp4@0-1", "a.mp4@1-2.5"]
     assert [c.id for c in table][4:] == ["a.mp4@3-", "a.mp4"]
 
@@ -362,15 +259,8 @@ def test_a_name_is_found_in_either_form(there, asked, folder):
     (folder / form(there)).parent.mkdir(parents=True)
     (folder / form(there)).write_bytes(b"x")
     [clip] = specs.read(write(folder / "t.csv", ("path", "text"), [(form(asked), "x")]))
-    assert reasons([clip]) == [""] and os.path.exists(clip.file)
+    assert data_sets.reasons([clip]) == [""] and os.path.exists(clip.file)
     assert clip.id == form("NFC")
-
-
-def test_short_long_and_blank_lines_of_a_csv_do_no_harm(folder):
-    (folder / "t.csv").write_text("\ufeffpath,text,score\na.mp4\n\n\nc.png,x,1,2,3\n,,\n")
-    table = specs.read(folder / "t.csv")
-    assert reasons(table) == ["", "more cells", "missing path"]
-    assert (table[0].text, table[1].id) == (None, "c.png-row-000002")
 
 
 def test_columns_can_be_named(folder):
@@ -423,7 +313,7 @@ def test_a_folder_takes_captions_from_txt_or_json(folder):
     assert table["a.mp4"].text == "first" and table["a.mp4"].source == "folder"
     deep = table["deep/b.mp4@0-2"]
     assert (deep.text, deep.end, deep.given) == ("second", 2.0, {"motion": 0.5})
-    assert reasons(table.values()) == ["", "bad json", "", "", "outside root"]
+    assert data_sets.reasons(table.values()) == ["", "bad json", "", "", "outside root"]
     assert table["inner.mp4"].text is None
 
 
@@ -432,7 +322,7 @@ def test_media_that_are_not_read_are_listed(name, folder):
     (folder / name).write_bytes(b"x")
     (folder / name).with_suffix(".txt").write_text("a dog")
     table = {clip.id: clip for clip in specs.read(folder)}
-    assert reasons([table[name]]) == ["unknown format"]
+    assert data_sets.reasons([table[name]]) == ["unknown format"]
     assert "convert it to mp4" in table[name].given["refused"] and table["a.mp4"].file
 
 
@@ -442,7 +332,11 @@ def test_a_caption_that_is_a_trap_is_refused(folder):
     os.mkfifo(folder / "deep/b.txt")
     table = {clip.id: clip for clip in specs.read(folder)}
     names = ("a.mp4", "c.png", "deep/b.mp4")
-    assert reasons(table[n] for n in names) == ["outside root", "caption too long", "not a file"]
+    assert data_sets.reasons(table[n] for n in names) == [
+        "outside root",
+        "caption too long",
+        "not a file",
+    ]
 
 
 def write_tar(path, members):
@@ -477,12 +371,12 @@ def test_webdataset_traps_are_verdicts(tmp_path):
     members += [("b.mp4", b"v"), ("b.txt", b"t"), ("x/b.mp4", b"v" * 5000)]
     path = write_tar(tmp_path / "s.tar", members)
     table = specs.read(str(path))
-    assert reasons(table) == ["missing file", "bad id", "bad json", "", ""]
+    assert data_sets.reasons(table) == ["missing file", "bad id", "bad json", "", ""]
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"v") - 1000])
     table = specs.read(str(path))
-    assert reasons(table[:4]) == ["missing file", "bad id", "bad json", ""]
-    assert reasons(table[4:]) == ["truncated", "damaged"]
+    assert data_sets.reasons(table[:4]) == ["missing file", "bad id", "bad json", ""]
+    assert data_sets.reasons(table[4:]) == ["truncated", "damaged"]
     with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.mp4"))
     with pytest.raises(ValueError, match="no sample could be read"):
@@ -493,7 +387,9 @@ def test_openvid_finds_each_clip_in_its_part(tmp_path, capsys):
     data = data_sets.write_openvid(tmp_path)
     table = specs.read(f"openvid:{tmp_path}")
     assert [clip.id for clip in table] == data.present + data.missing
-    assert reasons(table) == [""] * len(data.present) + ["missing file"] * len(data.missing)
+    assert data_sets.reasons(table) == [""] * len(data.present) + ["missing file"] * len(
+        data.missing
+    )
     assert "7 clips, 1 of them not here or refused" in capsys.readouterr().err
     parts = [clip.file.rpartition("/")[2] for clip in table[:3]]
     assert parts == ["OpenVid_part0.zip", "OpenVid_part1.zip", "OpenVid_part2_part"]
@@ -535,7 +431,7 @@ def test_openvid_finds_unpacked_clips_and_the_hd_parts(tmp_path):
         for name in archive.namelist():
             (tmp_path / "b/video" / name.rpartition("/")[2]).write_bytes(archive.read(name))
     table = specs.read(f"openvid:{tmp_path}/b")
-    assert reasons(table) == [""] * len(data.present) + ["missing file"]
+    assert data_sets.reasons(table) == [""] * len(data.present) + ["missing file"]
 
 
 def test_miradata_clips_are_times_in_videos(tmp_path):
@@ -543,7 +439,7 @@ def test_miradata_clips_are_times_in_videos(tmp_path):
     table = specs.read(f"miradata:{tmp_path}")
     assert table == specs.read(f"miradata:{data.table}")
     assert [clip.id for clip in table] == data.present + data.missing
-    assert reasons(table) == [""] * 4 + ["missing file"]
+    assert data_sets.reasons(table) == [""] * 4 + ["missing file"]
     assert [(clip.start, clip.end) for clip in table[:2]] == [(0.0, 2.0), (2.0, 4.0)]
     assert table[0].file == table[1].file != table[2].file
     assert table[0].text == data.texts[table[0].id]
@@ -564,7 +460,7 @@ def test_miradata_takes_cut_clips_and_flat_folders(tmp_path):
     os.rename(tmp_path / "raw_video/000000001/000000001001.mp4", flat)
     table = {clip.id: clip for clip in specs.read(f"miradata:{data.table}")}
     assert (table["998.0"].file, table["998.0"].end) == (str(cut), None)
-    assert reasons([table["998.1"]]) == ["missing file"]
+    assert data_sets.reasons([table["998.1"]]) == ["missing file"]
     assert (table["1001.1"].file, table["1001.1"].start) == (str(flat), 2.0)
 
 
@@ -581,7 +477,7 @@ def test_miradata_rows_are_not_trusted(tmp_path):
         {"clip_id": "77.0", "file_path": "../../../etc/passwd"},
     ]
     data_sets.write_table(data.table, data_sets.MIRADATA_COLUMNS, [lines[0] | t for t in traps])
-    found = reasons(specs.read(f"miradata:{data.table}"))
+    found = data_sets.reasons(specs.read(f"miradata:{data.table}"))
     assert found == ["bad times", "bad times", "bad id", "bad id", "bad id", "missing file"]
 
 
@@ -629,7 +525,7 @@ def test_remote_tables_and_tars_are_read_where_they_are(tmp_path):
         files.pipe(f"/bucket/set/{name}", (tmp_path / name).read_bytes())
     files.pipe("/bucket/set/deep/a.mp4", b"content")
     table = specs.read("memory://bucket/set/t.csv")
-    assert reasons(table) == ["", "", *["outside root"] * 4]
+    assert data_sets.reasons(table) == ["", "", *["outside root"] * 4]
     assert [clip.id for clip in table[:2]] == ["deep/a.mp4", "b.mp4"]
     assert clips.open_binary(table[0].file).read() == b"content"
     for pattern in ("s-{0..0}.tar", "s-*.tar"):
