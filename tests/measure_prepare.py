@@ -30,6 +30,7 @@ from data_pipelines.stages import examine, scene
 from tests import data_sets, http_server
 
 BITS = 9_000_000  # a second
+SIZES = (7_900, 29_000)  # GB of OpenVid-1M and MiraData-330k
 
 
 def write_clip(path: pathlib.Path, height: int) -> float:
@@ -152,6 +153,39 @@ def measure_table(folder: pathlib.Path, num_rows: int, num_parts: int) -> dict:
     return facts | {"peak_bytes": after.ru_maxrss << 10}  # Linux counts KiB
 
 
+def cost_rows(result: dict) -> list[str]:
+    """The table of docs/prepare_data.md that follows from the measurement, a line a row."""
+    heights = ("720p", "1080p")
+    of_clip = lambda name: [
+        result[h]["cpu_seconds"][name] / result[h]["bytes"] * 1e9 for h in heights
+    ]
+    whole = lambda name: [result[name]["cpu_seconds"] / result[name]["bytes"] * 1e9] * 2
+    download, copy, shards = whole("download"), of_clip("copy"), whole("shards")
+    check, every = of_clip("check"), of_clip("check_and_scores")
+    hours = lambda seconds, size, cores=1: [s * size / 3600 / cores for s in seconds]
+    rows = []
+
+    def row(name: str, seconds: list[float], sizes=SIZES):
+        cells = [span(hours(seconds, size)) if size in sizes else "-" for size in SIZES]
+        rows.append(f"| {name} | {span(seconds)} s a GB | {cells[0]} | {cells[1]} |")
+
+    row("download, core-hours", download)
+    row("copy clips out of videos (`cut_miradata`)", copy, SIZES[1:])
+    row("check every frame (no `--config`)", check)
+    row("check, scene cuts and every score without weights", every)
+    row("shards, if all clips are kept as they are", shards)
+    both = [a + b for a, b in zip(every, shards, strict=True)]
+    cells = [span(hours(both, size, 64)) for size in SIZES]
+    rows.append(f"| the last two on 64 cores | | {cells[0]} h | {cells[1]} h |")
+    return rows
+
+
+def span(values: list[float]) -> str:
+    """Writes the smallest and the largest, to two digits or to tens."""
+    texts = [f"{v:.1f}" if v < 10 else f"{round(v, -1 if v >= 300 else 0):,.0f}" for v in values]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True)
@@ -164,12 +198,13 @@ def main():
         for height in (720, 1080):
             write_clip(folder / "a.mp4", height)
             result[f"{height}p"] = measure_clip(folder / "a.mp4")
-        result["shards"] = measure_shards(folder, folder / "a.mp4", 4 << 30)
+        result["shards"] = measure_shards(folder, folder / "a.mp4", 2 << 30)
         result["download"] = measure_download(folder, 1 << 30)
         result["table"] = measure_table(folder / "openvid", 1_000_000, 186)
     rounded = json.loads(json.dumps(result), parse_float=lambda x: round(float(x), 3))
     pathlib.Path(out).write_text(json.dumps(rounded, indent=1) + "\n")
     print(json.dumps(rounded, indent=1))
+    print("\n".join(cost_rows(rounded)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A data set grows: of what changes, only what differs is decoded, encoded and written."""
 
+import collections
 import csv
 import os
 import pathlib
@@ -7,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,9 +17,11 @@ import tensorflow_datasets as tfds
 
 from configs import data
 from data_pipelines import shapes
-from data_pipelines.shards import records
-from data_pipelines.stages import ingest, ledger, measured, parts
+from data_pipelines.shards import builder, records
+from data_pipelines.sources import specs
+from data_pipelines.stages import ingest, ledger, measured, parts, select
 from data_pipelines.workers import children
+from tests import processes
 from tests import toy_training as toy
 from vidgen import encode
 from vidgen.training import sharding
@@ -317,11 +321,9 @@ def test_a_data_set_does_not_lose_most_of_its_clips_by_accident(grown):
     assert grown.rows()["clips/000000.mp4"]["rule"] == "missing file"
 
 
-@pytest.mark.parametrize("name", ["ledger.parquet", "index-0002.npz", "meta-0001.json"])
+@pytest.mark.parametrize("name", ["index-0002.npz", "0002-ledger.parquet", "meta-0001.json"])
 def test_a_kill_while_it_is_put_together_harms_nothing(name, grown, monkeypatch):
     """The data set is what it was until meta.json is replaced; then it is what it becomes."""
-    from data_pipelines.shards import builder
-
     before, write = texts(grown.out), builder.write_whole
 
     def dies(path, content):
@@ -335,9 +337,147 @@ def test_a_kill_while_it_is_put_together_harms_nothing(name, grown, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             grown.grow()
     assert texts(grown.out) == before
+    assert set(grown.rows()) == set(before)  # and so is the ledger
     monkeypatch.setattr(parts.Examiner, "clip_rows", lambda *_: 1 / 0)  # nothing is decoded again
     assert grown.grow() == 0
     assert len(texts(grown.out)) == ALL + 4
+
+
+def test_a_kill_after_it_was_put_together_is_mended(grown, monkeypatch):
+    write = builder.write_whole
+
+    def dies(path, content):
+        if path == grown.out / "ledger.parquet":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    add_rows(grown)
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "write_whole", dies)
+        with pytest.raises(KeyboardInterrupt):
+            grown.grow()
+    assert len(texts(grown.out)) == ALL + 4 and len(grown.rows()) == ALL
+    assert grown.grow() == 0
+    assert set(grown.rows()) == set(texts(grown.out))
+    source = tfds.builder_from_directory(grown.out).as_data_source("train")
+    assert len(source) == ALL + 4
+
+
+def test_a_data_set_that_was_deleted_while_it_grew_is_made_whole(grown, monkeypatch):
+    add_rows(grown)
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "finish", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            grown.grow()
+    shutil.rmtree(grown.out)
+    grown.grow()
+    assert len(texts(grown.out)) == ALL + 4
+
+
+def fresh(grown) -> tuple[dict, dict]:
+    """(captions, rule of each row) of a data set that is made anew from the same source."""
+    again = Data(grown.root, pathlib.Path(grown.model.vae.weights))
+    again.out, again.config, again.sources = grown.root / "again", grown.config, grown.sources
+    shutil.rmtree(again.out, ignore_errors=True)
+    again.grow()
+    return texts(again.out), {id: row["rule"] for id, row in again.rows().items()}
+
+
+def now(grown) -> tuple[dict, dict]:
+    rules = {id: row["rule"] for id, row in grown.rows().items()}
+    return texts(grown.out), {id: rule for id, rule in rules.items() if rule != "removed"}
+
+
+def test_a_file_that_changes_and_changes_back_is_one_clip(grown):
+    path = grown.csv.parent / grown.lines()[-1][0]
+    before = path.read_bytes()
+    path.write_bytes((grown.csv.parent / grown.lines()[-2][0]).read_bytes())
+    grown.grow()
+    path.write_bytes(before)
+    grown.grow()
+    edit_a_caption(grown)
+    grown.grow()
+    assert now(grown) == fresh(grown)
+
+
+def test_rows_that_the_source_refuses_stay_refused(grown):
+    lines = grown.lines()
+    grown.write([*lines, lines[1]])  # the same id again
+    grown.grow()
+    lines[2][1], lines[3][1] = "", "x" * 30_000
+    grown.write([*lines[:-1], lines[1]])
+    grown.grow()
+    assert now(grown) == fresh(grown)
+    assert collections.Counter(now(grown)[1].values()) == {
+        None: ALL - 3,
+        "duplicate id": 1,
+        "no caption": 1,
+        "caption too long": 1,
+    }
+
+
+def test_a_lower_limit_is_for_files_and_not_for_their_parts(grown):
+    head, first, *lines = grown.lines()
+    grown.write([[*head, "start", "end"], [*first, "0", "0.3"], *([*x, "", ""] for x in lines)])
+    grown.grow()
+    frames = {id: row["num_frames"] for id, row in grown.rows().items()}
+    grown.config.limits.max_frames = frames["clips/000000.mp4@0-0.3"] + 2
+    grown.shrink = True
+    grown.grow()
+    assert now(grown) == fresh(grown)
+    assert now(grown)[1]["clips/000000.mp4@0-0.3"] == "too long"
+
+
+def test_new_captions_are_no_loss(grown):
+    head, *lines = grown.lines()
+    grown.write([head, *([path, f"new {text}"] for path, text in lines)])
+    assert grown.run() == (0, ALL, 1, 1)
+    assert now(grown) == fresh(grown)
+
+
+def test_a_file_that_was_away_for_a_moment_is_tried_again(grown, monkeypatch):
+    path, chosen = grown.csv.parent / "clips/000001.mp4", select.select
+    add_rows(grown)
+    lines = grown.lines()
+    lines[2][1] = "another"  # of this file, whose record is not there to be copied from
+    grown.write(lines)
+    shutil.rmtree(grown.out)
+
+    def away(*args):
+        os.rename(path, grown.root / "away")
+        return chosen(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "select", away)
+        grown.grow()
+    os.rename(grown.root / "away", path)
+    assert now(grown)[1]["clips/000001.mp4"] == "unreadable when shards were written"
+    grown.grow()
+    assert now(grown) == fresh(grown)
+
+
+def test_kept_parts_of_other_data_sets_do_no_harm(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        shapes.write(tmp_path / name, clips=1, images=0, seed=seed)
+        source, how = tmp_path / name / "clips.csv", {"keep_parts": tmp_path}
+        ingest.run(source, tmp_path / f"{name}-out", num_workers=1, **how)
+    sources = [tmp_path / name / "clips.csv" for name in "ab"]
+    ingest.run(sources, tmp_path / "out", num_workers=1, **how)
+    reader = records.Reader(tmp_path / "out")
+    for record, name in zip(reader, "ab", strict=True):
+        assert record["video"] == (tmp_path / name / "clips/000000.mp4").read_bytes()
+
+
+def test_writers_of_shards_end_with_the_command(tmp_path):
+    source = shapes.write(tmp_path / "s", clips=16, images=0, seed=0)
+    command = [sys.executable, "-m", "data_pipelines.pipeline", f"--source={source}"]
+    command += [f"--out={tmp_path / 'out'}", "--config.shards.bytes=3000", "--num_workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=processes.ROOT)
+    while not list(builder.work_folder(tmp_path / "out").glob("shards/*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=30)  # they hold its stderr
 
 
 def test_other_tools_see_what_is_in_the_shards(grown):
@@ -376,5 +516,6 @@ def test_sources_that_share_names_are_told_apart(tmp_path):
     config = data.base()
     sources = [tmp_path / name / "clips.csv" for name in "ab"]
     ingest.run(sources, tmp_path / "out", config, num_workers=1)
+    specs.read_all([tmp_path / "a", *sources])  # and ids that the suffix would make
     names = ["clips/000000.mp4", "clips/000001.mp4"]
     assert list(texts(tmp_path / "out")) == names + [f"{name}@2" for name in names]

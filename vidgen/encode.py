@@ -106,7 +106,7 @@ def encode(
         return meta
     left_out = len(reader) - len(np.unique(rows_M))
     marks_M = [_mark(reader, row, known[i]) for row, i in zip(rows_M, numbers_M, strict=True)]
-    stays = _stays(out, marks_M, shrink)
+    stays = _stays(out, marks_M, reader.index["id"][rows_M], reader.index["clip"][rows_M], shrink)
     if stays is not None:
         is_new_M = ~np.isin(marks_M, records.Reader(out).marks[stays])
         rows_M, numbers_M = rows_M[is_new_M], numbers_M[is_new_M]
@@ -146,14 +146,13 @@ def _mark(reader, row, bucket) -> int:
     return records.mark(int(reader.index["record"][row]), bucket.name)
 
 
-def _stays(out: str, marks: list[int], shrink: bool) -> np.ndarray | None:
+def _stays(out: str, marks: list[int], ids, clips, shrink: bool) -> np.ndarray | None:
     """Which records of the latents that are there are wanted still; None where there are none."""
     if not os.path.exists(os.path.join(out, "meta.json")):
         return None
     reader = records.Reader(out)
-    stays = records.known(reader.marks, marks)
-    builder.check_loss(out, int((~stays[reader.numbers]).sum()), len(reader), shrink)
-    return stays
+    builder.check_loss(out, records.lost(reader.index, ids, clips), len(reader), shrink)
+    return records.known(reader.marks, marks)
 
 
 def _assign(reader, table, seed, every_bucket):

@@ -52,7 +52,8 @@ def read(path: str | os.PathLike) -> "records.Reader | Mixture":
 
 def is_here(path: str | os.PathLike) -> bool:
     """Tells whether the folders of `read` are on this machine."""
-    return all(os.path.exists(name) for name, _, _ in _split(os.fspath(path)))
+    names = [name for name, _, _ in _split(os.fspath(path))]
+    return all(os.path.exists(records.split_run(name)[0]) for name in names)
 
 
 def _split(text: str) -> list[tuple[str, str | None, str | None]]:
@@ -61,7 +62,7 @@ def _split(text: str) -> list[tuple[str, str | None, str | None]]:
     parts = [part for part in parts if part]
     if len(parts) < 2 or os.path.exists(text):
         return [(text, None, None)]
-    return [re.fullmatch(r"(.+?)(?:([=*])([^=*/]*))?", part).groups() for part in parts]
+    return [re.fullmatch(r"(.+?)\s*(?:([=*])([^=*/]*))?", part).groups() for part in parts]
 
 
 def _number(text: str, name: str, value: str | None) -> fractions.Fraction:
@@ -186,12 +187,17 @@ class MixedAssignment:
             counts = [self._count(number) for number in range(len(self._parts))]
             for count, reader in zip(counts, mixture.readers, strict=True):
                 if not count:
-                    raise ValueError(f"no clip of {reader.folder} fits a bucket of the config.")
+                    raise ValueError(
+                        f"no clip of {reader.folder} is left for the mixture: none fits a bucket "
+                        "of the config, or all are copies of clips of the data sets before it."
+                    )
             whole = sum(mixture.values)
             self.epochs = [
                 (value / whole * sum(counts) / count).limit_denominator(10**6)
                 for value, count in zip(mixture.values, counts, strict=True)
             ]
+        if not all(self.epochs):
+            raise ValueError(f"a share of {mixture.folder} is too small: give 1e-6 or more.")
         is_whole = all(epochs.denominator == 1 for epochs in self.epochs)
         self.is_fixed = is_whole and all(part.is_fixed for part in self._parts)
 

@@ -97,7 +97,10 @@ def start(out: str | os.PathLike, kind: str, num_shards: int, *, key: str) -> pa
     """
     work = work_folder(out)
     (work / "shards").mkdir(parents=True, exist_ok=True)
-    state = json.dumps({"kind": kind, "num_shards": num_shards, "key": key}).encode()
+    before = _read_meta(pathlib.Path(out))
+    facts = {"kind": kind, "num_shards": num_shards, "key": key}
+    facts |= {"before": [before.get("run"), before.get("fingerprint")]}
+    state = json.dumps(facts).encode()
     path = work / "state.json"
     if not path.exists() or path.read_bytes() != state:
         _write_apart(path, state)
@@ -194,13 +197,13 @@ def finished(out: str | os.PathLike, key: str, family: str | None = None) -> dic
     out = pathlib.Path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    path = out / "meta.json"
-    meta = json.loads(path.read_text()) if path.exists() else {}
+    meta = _read_meta(out)
     if meta.get("format", records.FORMAT) != records.FORMAT:
         raise ValueError(
             f"{out} has format {meta['format']}, this version writes {records.FORMAT}: delete it, "
             "and the same command makes it again."
         )
+    _settle(out, meta)
     if meta.get("key") != key:
         if family is not None and meta.get("family") == family:
             return None
@@ -329,15 +332,20 @@ def _put_together(out, work, num_shards, extra, files, stays) -> dict:
     meta["shards"] = table
     buffer = io.BytesIO()
     np.savez(buffer, **columns)
+    meta["replaces"] = {}
     for name, content in {records.index_name(meta["run"]): buffer.getbuffer(), **files}.items():
         (folder / name).parent.mkdir(exist_ok=True)
+        if (folder / name).exists() and "/" not in name:
+            meta["replaces"][name] = name = f"{meta['run']:04d}-{name}"
         write_whole(folder / name, content)
-    lengths = [shard["num_records"] for shard in table]
-    tfds_clips.write_metadata(folder, kind, lengths, meta["num_bytes"])
-    if stays is not None:
+    if stays is None:
+        _write_tfds(folder, meta)
+    else:
         write_whole(out / records.meta_name(old["run"]), written)
     write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
-    if stays is None:
+    if stays is not None:
+        _settle(out, meta)
+    else:
         for path in filter(pathlib.Path.is_file, folder.iterdir()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -348,9 +356,35 @@ def _put_together(out, work, num_shards, extra, files, stays) -> dict:
     return meta
 
 
+def _read_meta(out: pathlib.Path) -> dict:
+    path = out / "meta.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_tfds(folder: pathlib.Path, meta: dict):
+    lengths = [shard["num_records"] for shard in meta["shards"]]
+    tfds_clips.write_metadata(folder, meta["kind"], lengths, meta["num_bytes"])
+
+
+def _settle(out: pathlib.Path, meta: dict):
+    """Brings the files whose names do not tell their run to the run of meta.json.
+
+    It comes after meta.json was replaced, and again where that was cut short.
+    """
+    mark, run = out / "settled", str(meta.get("run", 1)).encode()
+    if run == b"1" or (mark.exists() and mark.read_bytes() == run):
+        return
+    for name, source in meta["replaces"].items():
+        write_whole(out / name, (out / source).read_bytes())
+    _write_tfds(out, meta)
+    write_whole(mark, run)
+
+
 def _grown(out, old, columns, stays) -> dict[str, np.ndarray]:
     """The index of a data set with new rows behind its own."""
     with np.load(out / records.index_name(old["run"])) as before:
+        if len(before["id"]) != len(stays):
+            raise ValueError(f"{out} has changed since this run began: run it again.")
         columns = {k: np.concatenate([before[k], column]) for k, column in columns.items()}
     is_alive = np.ones(len(columns["id"]), bool)
     is_alive[: len(stays)] = stays

@@ -180,6 +180,12 @@ def known(marks: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
     return is_wanted & is_first
 
 
+def lost(index: Mapping[str, np.ndarray], ids: Sequence[str], clips: Sequence[int]) -> int:
+    """Returns how many records have neither their id nor their clip among those given."""
+    is_there = np.isin(index["clip"], np.array(clips, np.uint64))
+    return int((~(is_there | np.isin(index["id"], np.array(ids, np.str_)))).sum())
+
+
 def index_name(run: int) -> str:
     """Returns the name of the index that a run wrote, counted from 1."""
     return "index.npz" if run == 1 else f"index-{run:04d}.npz"
@@ -253,7 +259,7 @@ class Reader(Sequence):
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder, run = _split_run(os.fspath(folder))
+        self.folder, run = split_run(os.fspath(folder))
         self._remote = shard_cache.Remote(self.folder) if "://" in self.folder else None
         try:
             self.meta = self._read_meta(run)
@@ -391,7 +397,7 @@ class Reader(Sequence):
             return self._open[number]
 
 
-def _split_run(folder: str) -> tuple[str, int | None]:
+def split_run(folder: str) -> tuple[str, int | None]:
     """Splits "FOLDER@2"; a folder of that very name comes first."""
     name, _, run = folder.rpartition("@")
     if not (name and run.isdecimal()) or os.path.exists(folder):

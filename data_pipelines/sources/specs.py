@@ -63,11 +63,12 @@ def read_all(specs: Iterable[str | os.PathLike]) -> list[clips.Clip]:
     """
     table, ids = [], set()
     for number, spec in enumerate(specs, 1):
-        found = read(spec)
-        for clip in found:
-            name = f"{clip.id}@{number}" if clip.id in ids else clip.id
+        for clip in read(spec):
+            name = clip.id
+            while name in ids:
+                name += f"@{number}"
+            ids.add(name)
             table.append(dataclasses.replace(clip, id=name))
-        ids |= {clip.id for clip in table[-len(found) :]} if found else set()
     return table
 
 

@@ -33,14 +33,20 @@ class Before:
     def __init__(self, out: pathlib.Path, shrink: bool = False):
         self.out, self.shrink = out, shrink
         self.is_there = (out / "meta.json").exists()
-        self.run, self.ledger = 0, ledger.table([])
-        self._marks, self._is_alive = np.zeros(0, np.uint64), np.zeros(0, bool)
+        self.run, self._fingerprint, self.ledger = 0, "", ledger.table([])
+        self._index = {"id": np.zeros(0, "U1"), "clip": np.zeros(0, np.uint64)}
+        self._marks = np.zeros(0, np.uint64)
         self.paths = sorted((out / measured.FOLDER).glob("*.parquet"))
         if self.is_there:
             reader = records.Reader(out)
             self.run, self._marks = reader.meta["run"], reader.marks
-            self._is_alive = np.isin(np.arange(len(self._marks)), reader.numbers)
+            self._fingerprint, self._index = reader.meta["fingerprint"], reader.index
             self.ledger = ledger.read(out)
+
+    @property
+    def state(self) -> list:
+        """Names the records that are there."""
+        return [self.run, self._fingerprint]
 
     @property
     def folder(self) -> str:
@@ -49,8 +55,9 @@ class Before:
 
     @property
     def changed(self) -> set[str]:
-        """The files whose content was another one when shards were written."""
-        return set(self.ledger.filter(pc.equal(self.ledger["rule"], CHANGED))["file"].to_pylist())
+        """The files that were others, or not there, when shards were written."""
+        is_one = pc.is_in(self.ledger["rule"], pa.array([CHANGED, shards.GONE]))
+        return set(self.ledger.filter(is_one)["file"].to_pylist())
 
     def check_source(self, table: Sequence[clips.Clip], places: Sequence[str | None]):
         """Refuses a source that has little of what the data set is made of, before any work.
@@ -58,10 +65,12 @@ class Before:
         Raises:
             ValueError: If most of the clips are not in it, or have no file.
         """
-        there = {clip.id for clip, place in zip(table, places, strict=True) if place is not None}
-        names = _clip_names(self.ledger.filter(pc.equal(self.ledger["status"], ledger.KEPT)))
-        gone = sum(name not in there for name in names)
-        builder.check_loss(self.out, gone, len(names), self.shrink)
+        here = [clip for clip, place in zip(table, places, strict=True) if place is not None]
+        ids, files = {clip.id for clip in here}, {clip.file for clip in here}
+        kept = self.ledger.filter(pc.equal(self.ledger["status"], ledger.KEPT))
+        pairs = zip(_clip_names(kept), kept["file"].to_pylist(), strict=True)
+        gone = sum(name not in ids and file not in files for name, file in pairs)
+        builder.check_loss(self.out, gone, len(kept), self.shrink)
 
     def compare(self, rows: pa.Table, how: dict) -> tuple[pa.Table, np.ndarray]:
         """Tells which records stay.
@@ -78,10 +87,12 @@ class Before:
             ValueError: If most go.
         """
         kept = np.flatnonzero(pc.equal(rows["status"], ledger.KEPT).to_numpy())
-        wanted = [mark["record"] for mark in shards.marks(rows.take(pa.array(kept)), how)]
+        marks = shards.marks(rows.take(pa.array(kept)), how)
+        wanted = [mark["record"] for mark in marks]
         stays = records.known(self._marks, wanted)
-        gone, count = self._is_alive[~stays].sum(), self._is_alive.sum()
-        builder.check_loss(self.out, int(gone), int(count), self.shrink)
+        ids = rows["id"].take(pa.array(kept)).to_pylist()
+        gone = records.lost(self._index, ids, [mark["clip"] for mark in marks])
+        builder.check_loss(self.out, gone, len(self._index["id"]), self.shrink)
         runs, there = [None] * len(rows), set(self._marks.tolist())
         before = {row["id"]: row["run"] for row in self.ledger.select(["id", "run"]).to_pylist()}
         ids = rows["id"].to_pylist()

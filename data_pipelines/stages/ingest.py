@@ -71,13 +71,15 @@ def run(
     key = plan.digest(plan.VERSION, parts.table_digest(table, places), plain)
     if meta := builder.finished(out, key, growth.FAMILY):
         return meta
-    before = growth.Before(pathlib.Path(out), shrink)
-    before.check_source(table, places)
+    growth.Before(pathlib.Path(out), shrink).check_source(table, places)
     work = builder.work_folder(out)
     folder = pathlib.Path(os.path.abspath(keep_parts or work / "parts"))
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work):
-        _prepare(work, key)
+        if meta := builder.finished(out, key, growth.FAMILY):  # by a run that ended meanwhile
+            return meta
+        before = growth.Before(pathlib.Path(out), shrink)
+        _prepare(work, plan.digest(key, before.state))
         if not (work / "selected.parquet").exists():
             found = measuring.measure(work, folder, table, places, plain, before, engine, tell)
             _select(work, *found, plain, before, tell)
@@ -130,7 +132,10 @@ def check(config: ConfigDict | None, table: list[clips.Clip]) -> dict:
 
 
 def _prepare(work: pathlib.Path, key: str):
-    """Makes the work folder of this key; what another one left is deleted, but for its parts."""
+    """Makes the work folder of this key; what another one left is deleted, but for its parts.
+
+    The key names the source, the config and the data set that grows.
+    """
     mark = work / "key"
     if not mark.exists() or mark.read_text() != key:
         mark.unlink(missing_ok=True)
@@ -169,10 +174,13 @@ def _write_shards(
             bar.update(len(todo))
     run = before.run + 1
     rows = growth.added(shards.amend(rows, work / "cuts"), run)
+    gone = set(rows["rule"].to_pylist()) & {growth.CHANGED, shards.GONE}
     ledger.write(work / ledger.NAME, before.with_removed(rows))
     files = {ledger.NAME: (work / ledger.NAME).read_bytes()}
     files[f"{measured.FOLDER}/{run:04d}.parquet"] = (work / "measured.parquet").read_bytes()
     extra = {"family": growth.FAMILY, "num_rows": num_rows, "num_clips": len(rows)}
+    if gone:  # the same command tries those clips again
+        extra["key"] = plan.digest(key, sorted(gone))
     meta = builder.finish(
         out,
         "video",

@@ -47,7 +47,9 @@ def write(path: pathlib.Path, rows: Sequence[dict] | pa.Table):
 
 
 class Store:
-    """Clips that were measured, by number: those of the first file first.
+    """Clips that were measured, by number: those of the first file first. Later ones win.
+
+    `file_of` has the number of each one's file.
 
     Args:
         paths: Part files.
@@ -59,15 +61,15 @@ class Store:
     """
 
     def __init__(self, paths: Iterable[pathlib.Path], wanted: dict, early: Sequence[rules.Rule]):
-        tables = [table for path in paths if len(table := _read(path))]
+        tables = [_read(path) for path in paths]
         self.rows = pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks()
         self._wanted, self._early = wanted, early
-        names = pc.fill_null(self.rows["parent"], self.rows["id"]).to_numpy()
-        is_first = np.ones(len(names), bool)
-        is_first[1:] = names[1:] != names[:-1]
-        is_first[np.cumsum([0, *map(len, tables)])[:-1]] = True
-        self._first = np.flatnonzero(is_first)
-        self._count = np.diff(np.append(self._first, len(names)))
+        parents = self.rows["parent"]
+        is_first = pc.equal(self.rows["id"], pc.binary_join_element_wise(parents, "#000", ""))
+        self._first = np.flatnonzero(pc.fill_null(is_first, True).to_numpy())
+        self._count = np.diff(np.append(self._first, len(self.rows)))
+        ends = np.cumsum(list(map(len, tables)))
+        self.file_of = np.searchsorted(ends, self._first, side="right")  # of each clip
         decode = functools.cache(lambda how: json.loads(how) if how else None)
         self._hows = [decode(how) for how in self.rows["how"].to_pylist()]
         good = [number for number in range(len(self)) if self._hows[self._first[number]]]
@@ -138,7 +140,7 @@ class Store:
     def _serves(self) -> list[bool]:
         """Tells of each clip whether it was measured as is wanted, but for models."""
         last = pa.array(self._first + self._count - 1)
-        names = (*_SIZES, "kind", "rule")
+        names = (*_SIZES, "kind", "rule", "asked")
         facts = self.rows.select(names).take(last).to_pylist()
         firsts = (self._hows[row] for row in self._first)
         return [
@@ -161,7 +163,10 @@ def _serves(how: dict, wanted: dict, fact: dict) -> bool:
     frames, pixels = fact["first_frame"] + fact["num_frames"], fact["height"] * fact["width"]
     found = {"max_bytes": fact["bytes"], "max_frames": frames, "max_pixels": pixels}
     found |= {"max_video_pixels": frames * pixels, **dict.fromkeys(_OF_PROCESS, 0)}
-    # what a row does not tell has to be measured under the lower limit
+    cuts = how["cuts"] or {"max_seconds": None, "split_long": True}
+    if json.loads(fact["asked"])[1] or (cuts["max_seconds"] and not cuts["split_long"]):
+        del found["max_frames"], found["max_video_pixels"]  # the file may go on after the last row
+    # what rows do not tell has to be measured under the lower limit
     return all(name in found and found[name] <= now[name] for name in lower)
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ import tqdm
 from data_pipelines.shards import builder
 from data_pipelines.sources import clips
 from data_pipelines.stages import growth, ledger, measured, parts, plan, runner, summary
+
+_PART = re.compile(r"/[0-9a-f]{16}/\d+\.parquet$")
 
 
 def measure(
@@ -40,9 +43,10 @@ def measure(
         Rows of `ledger.SCHEMA`, and rows of `measured.SCHEMA`.
     """
     wanted, early = plan.measurement(plain), plan.early_rules(plain)
-    paths = [*before.paths, *sorted(folder.glob("*/*.parquet"))]
+    kept = [path for path in sorted(folder.glob("*/*.parquet")) if _PART.search(str(path))]
+    paths = [*kept, *before.paths]
     store = measured.Store(paths, wanted, early)
-    numbers = _known(store, table, places, before.changed)
+    numbers = _known(store, table, places, before.changed, wanted)
     todo = [row for row, number in enumerate(numbers) if number is None]
     todo.sort(key=lambda row: clips.reading_order(table[row].file))
     part = _prepare(work, folder, [table[row] for row in todo], plain, before, engine, store)
@@ -50,17 +54,19 @@ def measure(
     new = [path for path in parts.part_paths(part, len(todo)) if path not in paths]
     for place, row in enumerate(todo):
         numbers[row] = len(store) + place
-    num_old = len(measured.Store(before.paths, wanted, early))
     store = measured.Store([*paths, *new], wanted, early)
     rows, _ = store.take(numbers, table)
-    learnt = store.raw([number for number in numbers if number >= num_old])
+    own = range(len(kept), len(paths))
+    learnt = store.raw([number for number in numbers if store.file_of[number] not in own])
     return rows.select(ledger.SCHEMA.names), learnt
 
 
-def _known(store, table, places, changed: set[str]) -> list[int | None]:
+def _known(store, table, places, changed: set[str], wanted) -> list[int | None]:
     """The number in a store of each clip, None where it has to be examined."""
+    is_open = lambda clip: not clip.given.get("refused") and clip.file not in changed
+    has_text = lambda clip: wanted["writes"] or (clip.text or "").strip()
     numbers = [
-        None if place is None or clip.file in changed else store.at(place, clip)
+        store.at(place, clip) if place and is_open(clip) and has_text(clip) else None
         for clip, place in zip(table, places, strict=True)
     ]
     rows = [row for row, number in enumerate(numbers) if number is not None]

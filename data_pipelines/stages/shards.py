@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from data_pipelines.workers import children
 
 _BYTES_A_PIXEL = 0.1  # of an encoded scene: a guess, for the number of shards
 _ROWS_A_CALL = 32  # scenes of one file that are cut in one decode
+GONE = "unreadable when shards were written"
 TABLE = "new.parquet"  # in a work folder: the rows of the shards that are to be written
 _SHARDS_A_PROCESS = 2  # at least, where several write at once: each takes seconds to start
 _DEADLINES = 10  # encoding takes so much longer than decoding
@@ -150,11 +152,12 @@ class Writer:
         """Returns (row, bytes or error, facts) for rows of one file."""
         there = [self.there.get(row["marks"]["clip"]) for row in group]
         if self.old and None not in there:
-            copies = [self.old[number] for number in there]
-            return [
-                (row, copy["video"], {name: copy[name] for name in _facts(row)})
-                for row, copy in zip(group, copies, strict=True)
-            ]
+            with contextlib.suppress(records.CorruptRecord):  # the file may be there still
+                copies = [self.old[number] for number in there]
+                return [
+                    (row, copy["video"], {name: copy[name] for name in _facts(row)})
+                    for row, copy in zip(group, copies, strict=True)
+                ]
         with contextlib.ExitStack() as stack:
             try:
                 file = parts.open_file(group[0]["file"], self.limits.max_bytes)
@@ -164,7 +167,7 @@ class Writer:
                         "file changed", "its content is no longer what was examined."
                     )
             except (OSError, video_io.MediaError) as error:
-                gone = video_io.MediaError("unreadable", f"when shards were written: {error}.")
+                gone = video_io.MediaError(GONE, f"{error}.")
                 found = gone if isinstance(error, OSError) else error
                 return [(row, found, None) for row in group]
             if not is_encoded_again(group[0], self.how["short_side"]):
@@ -223,7 +226,7 @@ def write_shards(work: pathlib.Path, todo: Sequence[int], num_workers: int) -> I
                 writer.write_shard(work, number, num_shards, _read(work, number))
                 yield number
         return
-    how = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _leave_signals}
+    how = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, **how)
     try:
         running = {pool.submit(write_shard, str(work), number, 1): number for number in todo}
@@ -234,8 +237,12 @@ def write_shards(work: pathlib.Path, todo: Sequence[int], num_workers: int) -> I
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_signals():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this too
+def _begin():
+    """Leaves Ctrl-C to the command, and ends with it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    end = lambda: (parent.join(), os._exit(1))
+    threading.Thread(target=end, daemon=True).start()
 
 
 def write_shard(work: str, number: int, num_workers: int | None = None) -> dict:

@@ -88,8 +88,8 @@ def guard(
             raise RefusedError(
                 f"{workdir} belongs to a run on other data (fingerprint {there['fingerprint']} "
                 f"there, {fingerprint} here), so its position would mean other clips. Give the "
-                "data set that the run began with (of one that has grown, data.path=FOLDER@1 is "
-                "what its first run made, @2 the second), or start a new run in another workdir."
+                "data set that the run began with, or start a new run in another workdir. Of a "
+                "data set that has grown, data.path=FOLDER@1 is what its first run made."
             )
         before = there.get("contents", {})
         other = [name for name in contents if before.get(name, contents[name]) != contents[name]]
