@@ -113,10 +113,10 @@ print(time.perf_counter() - begin)
 """
 
 
-def measure_shards(folder: pathlib.Path, clip: pathlib.Path, num_bytes: int) -> dict:
+def measure_shards(folder: pathlib.Path, clip: pathlib.Path, num_bytes: int, turns: int) -> dict:
     """Seconds of the clock, with one worker and with two in turn, and CPU seconds of shards."""
     count, seconds, cpu = num_bytes // clip.stat().st_size, {1: [], 2: []}, []
-    for _ in range(3):
+    for _ in range(turns):
         for workers in (1, 2):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             work = folder / "shards.work"
@@ -198,7 +198,7 @@ def main():
         for height in (720, 1080):
             write_clip(folder / "a.mp4", height)
             result[f"{height}p"] = measure_clip(folder / "a.mp4")
-        result["shards"] = measure_shards(folder, folder / "a.mp4", 2 << 30)
+        result["shards"] = measure_shards(folder, folder / "a.mp4", 8 << 30, turns=2)
         result["download"] = measure_download(folder, 1 << 30)
         result["table"] = measure_table(folder / "openvid", 1_000_000, 186)
     rounded = json.loads(json.dumps(result), parse_float=lambda x: round(float(x), 3))
