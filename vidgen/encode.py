@@ -105,7 +105,8 @@ def encode(
     if meta := builder.finished(out, key, family):
         return meta
     left_out = len(reader) - len(np.unique(rows_M))
-    marks_M = [_mark(reader, row, known[i]) for row, i in zip(rows_M, numbers_M, strict=True)]
+    pairs = zip(rows_M, numbers_M, strict=True)
+    marks_M = np.array([_mark(reader, row, known[i]) for row, i in pairs], np.uint64)
     stays = _stays(out, marks_M, reader.index["id"][rows_M], reader.index["clip"][rows_M], shrink)
     if stays is not None:
         is_new_M = ~np.isin(marks_M, records.Reader(out).marks[stays])
@@ -146,13 +147,13 @@ def _mark(reader, row, bucket) -> int:
     return records.mark(int(reader.index["record"][row]), bucket.name)
 
 
-def _stays(out: str, marks: list[int], ids, clips, shrink: bool) -> np.ndarray | None:
+def _stays(out: str, marks_M: np.ndarray, ids, clips, shrink: bool) -> np.ndarray | None:
     """Which records of the latents that are there are wanted still; None where there are none."""
     if not os.path.exists(os.path.join(out, "meta.json")):
         return None
     reader = records.Reader(out)
     builder.check_loss(out, records.lost(reader.index, ids, clips), len(reader), shrink)
-    return records.known(reader.marks, marks)
+    return records.known(reader.marks, marks_M)
 
 
 def _assign(reader, table, seed, every_bucket):
