@@ -245,6 +245,11 @@ def test_the_ledger_tells_which_run_added_what_and_what_left(grown):
 
 def test_what_comes_back_is_not_written_again(grown):
     lines = grown.lines()
+    edit_a_caption(grown)
+    grown.grow()
+    grown.write(lines)
+    grown.grow()
+    assert {row["run"] for row in grown.rows().values()} == {1}  # its record lies there
     remove_a_row(grown)
     grown.run()
     assert len(records.Reader(grown.out)) == len(records.Reader(grown.latents)) == ALL - 1

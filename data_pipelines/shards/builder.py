@@ -322,7 +322,7 @@ def _put_together(out, work, num_shards, extra, files, stays) -> dict:
     folder.mkdir(exist_ok=True)
     table = list(old["shards"])
     for number in used:
-        facts = {"name": tfds_clips.shard_name(len(table))}
+        facts = {"name": tfds_clips.shard_name(len(table)), "run": old["run"] + 1}
         _place(sources[number], folder / facts["name"])
         facts["num_records"] = len(shards[number]["rows"])
         table.append(facts | {k: shards[number][k] for k in ("bytes", "sha256", "content")})

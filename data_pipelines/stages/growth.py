@@ -35,12 +35,14 @@ class Before:
         self.is_there = (out / "meta.json").exists()
         self.run, self._fingerprint, self.ledger = 0, "", ledger.table([])
         self._index = {"id": np.zeros(0, "U1"), "clip": np.zeros(0, np.uint64)}
-        self._marks = np.zeros(0, np.uint64)
+        self._marks, self._runs = np.zeros(0, np.uint64), np.zeros(0, int)
         self.paths = sorted((out / measured.FOLDER).glob("*.parquet"))
         if self.is_there:
             reader = records.Reader(out)
             self.run, self._marks = reader.meta["run"], reader.marks
             self._fingerprint, self._index = reader.meta["fingerprint"], reader.index
+            shards_ = reader.meta["shards"]
+            self._runs = np.repeat(*([s[name] for s in shards_] for name in ("run", "num_records")))
             self.ledger = ledger.read(out)
 
     @property
@@ -93,12 +95,10 @@ class Before:
         ids = rows["id"].take(pa.array(kept)).to_pylist()
         gone = records.lost(self._index, ids, [mark["clip"] for mark in marks])
         builder.check_loss(self.out, gone, len(self._index["id"]), self.shrink)
-        runs, there = [None] * len(rows), set(self._marks.tolist())
-        before = {row["id"]: row["run"] for row in self.ledger.select(["id", "run"]).to_pylist()}
-        ids = rows["id"].to_pylist()
+        run_of = dict(zip(self._marks[::-1].tolist(), self._runs[::-1].tolist(), strict=True))
+        runs: list[int | None] = [None] * len(rows)
         for row, mark in zip(kept.tolist(), wanted, strict=True):
-            if mark in there:  # one that left and is back: in this run
-                runs[row] = before.get(ids[row]) or self.run + 1
+            runs[row] = run_of.get(mark)
         return _with_runs(rows, runs), stays
 
     def with_removed(self, rows: pa.Table) -> pa.Table:
