@@ -349,16 +349,16 @@ def test_a_kill_while_it_is_put_together_harms_nothing(name, grown, monkeypatch)
 
 
 def test_a_kill_after_it_was_put_together_is_mended(grown, monkeypatch):
-    write = builder.write_whole
+    replace = os.replace
 
-    def dies(path, content):
-        if path == grown.out / "ledger.parquet":
+    def dies(source, target):
+        if pathlib.Path(target) == grown.out / "ledger.parquet":
             raise KeyboardInterrupt
-        write(path, content)
+        replace(source, target)
 
     add_rows(grown)
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "write_whole", dies)
+        patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             grown.grow()
     assert len(texts(grown.out)) == ALL + 4 and len(grown.rows()) == ALL
