@@ -227,7 +227,7 @@ def test_files_that_change_or_vanish_are_left_out_and_the_others_stay(tmp_path, 
     rows = {row["id"]: row for row in ledger.read(tmp_path / "out").to_pylist()}
     assert {id: row["rule"] for id, row in rows.items() if row["status"] != "kept"} == {
         "clips/000001.mp4": "file changed",
-        "clips/000002.mp4": "unreadable",
+        "clips/000002.mp4": "unreadable when shards were written",
     }
     assert len(records.Reader(tmp_path / "out")) == 2
 
