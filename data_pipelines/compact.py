@@ -57,9 +57,9 @@ def _files(data: pathlib.Path, extra: dict) -> dict[str, bytes]:
         rows = ledger.read(data)
         is_gone = pc.fill_null(pc.equal(rows["rule"], growth.REMOVED), False)
         files[ledger.NAME] = _content(growth.in_run(rows.filter(pc.invert(is_gone)), 1))
-        parts = sorted((data / measured.FOLDER).glob("*.parquet"))
+        parts = growth.Before(data).paths
         known = pa.concat_tables([pyarrow.parquet.read_table(path) for path in parts])
-        files[f"{measured.FOLDER}/0001.parquet"] = _content(known)
+        files[measured.file_name(1)] = _content(known)
     if "clips" in extra:
         files[extra["clips"]] = (data / extra["clips"]).read_bytes()
     return files

@@ -326,41 +326,41 @@ def test_a_data_set_does_not_lose_most_of_its_clips_by_accident(grown):
     assert grown.rows()["clips/000000.mp4"]["rule"] == "missing file"
 
 
-@pytest.mark.parametrize("name", ["index-0002.npz", "0002-ledger.parquet", "meta-0001.json"])
-def test_a_kill_while_it_is_put_together_harms_nothing(name, grown, monkeypatch):
-    """The data set is what it was until meta.json is replaced; then it is what it becomes."""
-    before, write = texts(grown.out), builder.write_whole
-
-    def dies(path, content):
-        if path == grown.out / name:
-            raise KeyboardInterrupt
-        write(path, content)
-
-    add_rows(grown)
-    with monkeypatch.context() as patch:
-        patch.setattr(builder, "write_whole", dies)
-        with pytest.raises(KeyboardInterrupt):
-            grown.grow()
-    assert texts(grown.out) == before
-    assert set(grown.rows()) == set(before)  # and so is the ledger
-    monkeypatch.setattr(parts.Examiner, "clip_rows", lambda *_: 1 / 0)  # nothing is decoded again
-    assert grown.grow() == 0
-    assert len(texts(grown.out)) == ALL + 4
-
-
-def test_a_kill_after_it_was_put_together_is_mended(grown, monkeypatch):
+def killed_at(path, grown):
+    """Lets the data set grow, and ends the run where this file would get its name."""
     replace = os.replace
 
     def dies(source, target):
-        if pathlib.Path(target) == grown.out / "ledger.parquet":
+        if pathlib.Path(target) == path:
             raise KeyboardInterrupt
         replace(source, target)
 
-    add_rows(grown)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             grown.grow()
+
+
+@pytest.mark.parametrize("name", ["index-0002.npz", "0002-ledger.parquet", "meta-0001.json"])
+def test_a_kill_while_it_is_put_together_harms_nothing(name, grown, monkeypatch):
+    """The data set is what it was until meta.json is replaced; then it is what it becomes."""
+    before = texts(grown.out)
+    add_rows(grown)
+    killed_at(grown.out / name, grown)
+    assert texts(grown.out) == before
+    assert set(grown.rows()) == set(before)  # and so is the ledger
+    monkeypatch.setattr(parts.Examiner, "clip_rows", lambda *_: 1 / 0)  # nothing is decoded again
+    edit_a_caption(grown)
+    assert grown.grow() == 0
+    assert len(texts(grown.out)) == ALL + 4
+    assert not list(grown.out.rglob("*.part"))
+    shuffle(grown)
+    assert grown.grow() == 0  # what was measured before the kill is known in later runs, too
+
+
+def test_a_kill_after_it_was_put_together_is_mended(grown):
+    add_rows(grown)
+    killed_at(grown.out / "ledger.parquet", grown)
     assert len(texts(grown.out)) == ALL + 4 and len(grown.rows()) == ALL
     assert grown.grow() == 0
     assert set(grown.rows()) == set(texts(grown.out))

@@ -294,6 +294,32 @@ def test_decoding_is_that_of_tfds(folder):
             records.decode("video", content[:cut])
 
 
+def test_several_that_finish_a_growing_data_set_at_once_all_succeed(tmp_path):
+    for turn in range(20):
+        out, family = tmp_path / f"{turn}", {"family": "f"}
+        builder.write_shards(out, "latent", 1, make_shard, key="a", extra=family)
+        stays = np.ones(len(records.Reader(out)), bool)
+        work, errors = builder.start(out, "latent", 1, key="b"), []
+        builder.write_shard(work, "latent", 0, 1, make_shard(2))
+        how = {"key": "b", "extra": family, "files": {"notes": bytes(1 << 20)}, "stays": stays}
+
+        def finish(out=out, how=how, errors=errors):
+            try:
+                builder.finish(out, "latent", 1, **how)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=finish) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        reader = records.Reader(out)
+        assert reader.meta["run"] == 2 and len(reader) == len(stays) + 3
+        assert [reader[row]["id"] for row in range(len(reader))] == [*reader.index["id"]]
+
+
 def test_shards_written_apart_give_the_same_data_set(folder, tmp_path):
     """Four writers share a job; two of them have the same shards, and all may finish it."""
     out, metas, found = tmp_path / "latents", [], []

@@ -152,7 +152,7 @@ def check(
                     decoded.add(frame, side == 0)
                 return decoded.finish(head, count, limits)
             except MediaError as error:
-                error.head = head
+                error.head = head.turned(decoded.orientation)
                 raise
 
 

@@ -261,9 +261,15 @@ def _shard_path(work: pathlib.Path, number: int) -> pathlib.Path:
     return work / "shards" / f"{number:05d}-{_tag(work)}.array_record"
 
 
-def _write_apart(path: pathlib.Path, content: bytes):
-    """Like `write_whole`, but others may write the same file at the same time."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+def _write_apart(path: pathlib.Path, content: bytes, beside: pathlib.Path | None = None):
+    """Like `write_whole`, but others may write the same file at the same time.
+
+    Args:
+        path: The file.
+        content: Of it.
+        beside: Folder where it is written first; None: its own.
+    """
+    part = (beside or path.parent) / f"{path.name}.{uuid.uuid4().hex}.part"
     with open(part, "wb") as file:
         file.write(content)
         file.flush()
@@ -323,7 +329,7 @@ def _put_together(out, work, num_shards, extra, files, stays) -> dict:
     table = list(old["shards"])
     for number in used:
         facts = {"name": tfds_clips.shard_name(len(table)), "run": old["run"] + 1}
-        _place(sources[number], folder / facts["name"])
+        _place(sources[number], folder / facts["name"], work)
         facts["num_records"] = len(shards[number]["rows"])
         table.append(facts | {k: shards[number][k] for k in ("bytes", "sha256", "content")})
     meta = {"format": records.FORMAT, "num_records": num_records, "run": old["run"] + 1}
@@ -337,12 +343,12 @@ def _put_together(out, work, num_shards, extra, files, stays) -> dict:
         (folder / name).parent.mkdir(exist_ok=True)
         if (folder / name).exists() and "/" not in name:
             meta["replaces"][name] = name = f"{meta['run']:04d}-{name}"
-        write_whole(folder / name, content)
+        _write_apart(folder / name, content, work)
     if stays is None:
         _write_tfds(folder, meta)
     else:
-        write_whole(out / records.meta_name(old["run"]), written)
-    write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
+        _write_apart(out / records.meta_name(old["run"]), written, work)
+    _write_apart(folder / "meta.json", json.dumps(meta, indent=1).encode(), work)
     if stays is not None:
         _settle(out, meta)
     else:
@@ -378,7 +384,7 @@ def _settle(out: pathlib.Path, meta: dict):
         with contextlib.suppress(FileNotFoundError):  # it was replaced before the cut
             os.replace(out / source, out / name)
     _write_tfds(out, meta)
-    write_whole(mark, run)
+    _write_apart(mark, run)
 
 
 def _grown(out, old, columns, stays) -> dict[str, np.ndarray]:
@@ -392,9 +398,9 @@ def _grown(out, old, columns, stays) -> dict[str, np.ndarray]:
     return columns | ({} if is_alive.all() else {records.ALIVE: is_alive})
 
 
-def _place(source: pathlib.Path, target: pathlib.Path):
+def _place(source: pathlib.Path, target: pathlib.Path, work: pathlib.Path):
     """Puts a shard into the folder of its data set; what a run that was killed left goes."""
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    part = work / f"{target.name}.{uuid.uuid4().hex}.part"
     try:
         os.link(source, part)
     except OSError:  # no hard links on this file system

@@ -333,8 +333,8 @@ class Reader(Sequence):
             if digest(content) == wanted:
                 return content
         try:
-            place = int(self.numbers[row] - self._first[number])
-            content = shard.library().read([place])[0]
+            within = int(self.numbers[row] - self._first[number])
+            content = shard.library().read([within])[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._corrupt(row, number, str(error)) from error
         if (found := digest(content)) != wanted:

@@ -36,7 +36,6 @@ class Before:
         self.run, self._fingerprint, self.ledger = 0, "", ledger.table([])
         self._index = {"id": np.zeros(0, "U1"), "clip": np.zeros(0, np.uint64)}
         self._marks, self._runs = np.zeros(0, np.uint64), np.zeros(0, int)
-        self.paths = sorted((out / measured.FOLDER).glob("*.parquet"))
         if self.is_there:
             reader = records.Reader(out)
             self.run, self._marks = reader.meta["run"], reader.marks
@@ -44,6 +43,8 @@ class Before:
             shards_ = reader.meta["shards"]
             self._runs = np.repeat(*([s[name] for s in shards_] for name in ("run", "num_records")))
             self.ledger = ledger.read(out)
+        # a run that was killed may have left one more, which the next one replaces
+        self.paths = [out / measured.file_name(number + 1) for number in range(self.run)]
 
     @property
     def state(self) -> list:

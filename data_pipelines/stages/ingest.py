@@ -177,7 +177,7 @@ def _write_shards(
     gone = set(rows["rule"].to_pylist()) & {growth.CHANGED, shards.GONE}
     ledger.write(work / ledger.NAME, before.with_removed(rows))
     files = {ledger.NAME: (work / ledger.NAME).read_bytes()}
-    files[f"{measured.FOLDER}/{run:04d}.parquet"] = (work / "measured.parquet").read_bytes()
+    files[measured.file_name(run)] = (work / "measured.parquet").read_bytes()
     extra = {"family": growth.FAMILY, "num_rows": num_rows, "num_clips": len(rows)}
     if gone:  # the same command tries those clips again
         extra["key"] = plan.digest(key, sorted(gone))
@@ -191,9 +191,7 @@ def _write_shards(
         stays=np.frombuffer((work / "stays").read_bytes(), bool) if before.is_there else None,
     )
     if todo:
-        num_bytes = sum(
-            shard["bytes"] for shard in meta["shards"][len(meta["shards"]) - num_shards :]
-        )
+        num_bytes = sum(shard["bytes"] for shard in meta["shards"] if shard["run"] == run)
         seconds = time.monotonic() - started
         tell.append(summary.Stage("shards", len(new), seconds, num_bytes))
     return meta

@@ -25,7 +25,6 @@ import pyarrow.parquet
 from data_pipelines.sources import clips
 from data_pipelines.stages import examine, ledger, rules, scene
 
-FOLDER = "measured"  # of a data set
 MORE = [("place", pa.string()), ("asked", pa.string()), ("how", pa.string())]
 SCHEMA = pa.schema([*ledger.SCHEMA, *MORE])
 _MODELS = ("text_share", "aesthetic", "match", "caption")  # columns that models fill in
@@ -34,6 +33,11 @@ _CERTAIN = ("broken header", "damaged", "empty", "missing frames", "no times", "
 _CERTAIN += ("too short", "unknown codec", "unknown format")
 _SIZES = ("bytes", "first_frame", "num_frames", "height", "width")
 _OF_PROCESS = ("deadline_seconds", "memory_bytes")  # limits that say nothing of what passed them
+
+
+def file_name(run: int) -> str:
+    """Returns the file, in the folder of a data set, of what a run has measured."""
+    return f"measured/{run:04d}.parquet"
 
 
 def asked(clip: clips.Clip) -> str:
