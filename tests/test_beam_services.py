@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import tqdm
 
 from configs import data
 from data_pipelines import shapes
@@ -110,6 +111,13 @@ def test_a_submission_gives_the_bytes_of_a_local_run(
     how = engine(name, job_service, worker_pool()[1])
     ingest.run(source, tmp_path / "out", config(), engine=how)
     assert contents(tmp_path / "out") == local
+
+
+def test_the_bar_counts_what_was_known_and_what_comes(tmp_path):
+    with tqdm.tqdm(total=10, initial=4, disable=False) as bar:
+        with runner.watch(tmp_path, 6, bar):
+            pass
+        assert bar.n == 10
 
 
 def workers_of(pool: subprocess.Popen) -> list[int]:

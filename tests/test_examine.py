@@ -11,12 +11,23 @@ import pytest
 
 from data_pipelines.media import encoding, video_io
 from data_pipelines.stages import examine, look, scene
+from tests import valid_media
 from tests.moving_textures import camera_move, clip
 
 
 def mp4(num_frames=12, height=32, width=48, fps=12.0):
     video_THWC = np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), np.uint8)
     return encoding.encode_mp4(video_THWC, fps)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_refused_clip_keeps_what_its_header_told(rotation):
+    content = valid_media.video(frames=3, rotation=rotation)
+    probe = video_io.check(content)
+    (row,) = examine.examine(io.BytesIO(content), clip(start=90.0, end=91.0))
+    assert (row["rule"], row["codec"], row["fps"]) == ("too short", probe.codec, probe.fps)
+    assert (row["height"], row["width"]) == (probe.height, probe.width)
+    assert (row["bytes"], row["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_a_good_file_gives_one_row_of_facts_without_a_verdict(tmp_path):

@@ -161,14 +161,12 @@ def _answer(function: Callable[[str, int], object], work: str, number: int):
     function(work, number)
 
 
-@contextlib.contextmanager
-def _told_of_silence(work: str, runner: str) -> Iterator[None]:
+def _told_of_silence(work: str, runner: str) -> contextlib.AbstractContextManager:
     store, path = fsspec.core.url_to_fs(f"{work}/{_ANSWERED}")
     if store.exists(path):
         store.rm(path)
-    ended = threading.Event()
 
-    def look():
+    def look(ended: threading.Event):
         for waited in range(0, SILENCE_SECONDS, 5):
             if ended.wait(min(5, SILENCE_SECONDS - waited)) or store.exists(path):
                 return
@@ -180,7 +178,14 @@ def _told_of_silence(work: str, runner: str) -> Iterator[None]:
             flush=True,
         )
 
-    thread = threading.Thread(target=look, daemon=True)
+    return _beside(look)
+
+
+@contextlib.contextmanager
+def _beside(look: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs a function in a thread; it gets an event that is set at the end of the block."""
+    ended = threading.Event()
+    thread = threading.Thread(target=look, args=(ended,), daemon=True)
     thread.start()
     try:
         yield
@@ -215,21 +220,16 @@ def beam_options(runner: str, beam_args: Sequence[str]):
 @contextlib.contextmanager
 def watch(folder: pathlib.Path, num_clips: int, bar) -> Iterator[None]:
     """Moves a progress bar while others write parts into a folder."""
-    ended = threading.Event()
+    start = bar.n
 
-    def look():
+    def look(ended: threading.Event):
         while not ended.wait(2.0):
             todo = sum(parts.size(number, num_clips) for number in parts.missing(folder, num_clips))
-            bar.update(num_clips - todo - bar.n)
+            bar.update(start + num_clips - todo - bar.n)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with _beside(look):
         yield
-    finally:
-        ended.set()
-        thread.join()
-    bar.update(num_clips - bar.n)
+    bar.update(start + num_clips - bar.n)
 
 
 def examine_part(work: str, number: int) -> dict:
