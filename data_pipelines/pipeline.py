@@ -13,8 +13,9 @@ flag: --config.dedup.near=6, --config.rules="motion >= 0.5; 2 <= seconds <= 30".
 is done but the check. --dry-run tries a sample, and says what the whole will take.
 
 The command may be stopped at any moment, kill -9 included: run again, it goes on and gives the same
-bytes; a finished folder is recognised. --runner=flink, spark or dataflow gives the work to a
-cluster through Apache Beam, where all machines see the folder: docs/pipeline.md.
+bytes; a finished folder is recognised. Where the source or the config has changed since, DIR
+grows: only what differs is decoded and written. --runner=flink, spark or dataflow gives the work to
+a cluster through Apache Beam, where all machines see the folder: docs/pipeline.md.
 """
 
 import argparse

@@ -113,6 +113,18 @@ def test_a_submission_gives_the_bytes_of_a_local_run(
     assert contents(tmp_path / "out") == local
 
 
+def test_who_answers_is_not_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "SILENCE_SECONDS", 1)
+    done = []
+    for answers in (True, False):  # the answer in the run before does not count
+        with runner._told_of_silence(str(tmp_path), "flink"):
+            if answers:
+                runner._answer(lambda work, number: done.append(number), str(tmp_path), 3)
+            time.sleep(1.5)
+        assert ("no worker has answered" in capsys.readouterr().err) != answers
+    assert done == [3]
+
+
 def test_the_bar_counts_what_was_known_and_what_comes(tmp_path):
     with tqdm.tqdm(total=10, initial=4, disable=False) as bar:
         with runner.watch(tmp_path, 6, bar):

@@ -174,14 +174,16 @@ def test_a_place_needs_no_directory(archives, monkeypatch):
 
 
 def test_a_place_where_something_else_is_leads_to_the_directory(archives, tmp_path):
-    for name, names in (("a.zip", ["x", "v.mp4"]), ("b.zip", ["longer", "v.mp4", "y"])):
+    others = (["longer", "v.mp4", "y"], ["x", "w.mp4", "v.mp4"])  # nothing there, another member
+    for name, names in (("a.zip", ["x", "v.mp4"]), *zip(("b.zip", "c.zip"), others, strict=True)):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for member in names:
                 archive.writestr(member, f"{name} {member}")
     address = clips.addresses(f"{tmp_path}/a.zip")["v.mp4"]
     assert clips.open_binary(address).read() == b"a.zip v.mp4"
-    os.replace(tmp_path / "b.zip", tmp_path / "a.zip")
-    assert clips.open_binary(address).read() == b"b.zip v.mp4"
+    for name in ("b.zip", "c.zip"):
+        os.replace(tmp_path / name, tmp_path / "a.zip")
+        assert clips.open_binary(address).read() == f"{name} v.mp4".encode()
 
 
 def test_damage_at_a_place_is_found(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ import tensorflow_datasets as tfds
 from configs import data
 from data_pipelines import shapes
 from data_pipelines.shards import builder, records
-from data_pipelines.sources import specs
 from data_pipelines.stages import ingest, ledger, measured, parts, select
 from data_pipelines.workers import children
 from tests import processes
@@ -380,17 +380,22 @@ def test_a_data_set_that_was_deleted_while_it_grew_is_made_whole(grown, monkeypa
 
 
 def fresh(grown) -> tuple[dict, dict]:
-    """(captions, rule of each row) of a data set that is made anew from the same source."""
+    """What `now` is of a data set that is made anew from the same source."""
     again = Data(grown.root, pathlib.Path(grown.model.vae.weights))
     again.out, again.config, again.sources = grown.root / "again", grown.config, grown.sources
     shutil.rmtree(again.out, ignore_errors=True)
     again.grow()
-    return texts(again.out), {id: row["rule"] for id, row in again.rows().items()}
+    return now(again)
 
 
 def now(grown) -> tuple[dict, dict]:
-    rules = {id: row["rule"] for id, row in grown.rows().items()}
-    return texts(grown.out), {id: rule for id, rule in rules.items() if rule != "removed"}
+    """Captions of the records, and rows of the ledger but for the runs that added them."""
+    rows = {id: row | {"run": None} for id, row in grown.rows().items()}
+    return texts(grown.out), {id: row for id, row in rows.items() if row["rule"] != "removed"}
+
+
+def verdicts(grown) -> dict[str, str | None]:
+    return {id: row["rule"] for id, row in now(grown)[1].items()}
 
 
 def test_a_file_that_changes_and_changes_back_is_one_clip(grown):
@@ -413,7 +418,7 @@ def test_rows_that_the_source_refuses_stay_refused(grown):
     grown.write([*lines[:-1], lines[1]])
     grown.grow()
     assert now(grown) == fresh(grown)
-    assert collections.Counter(now(grown)[1].values()) == {
+    assert collections.Counter(verdicts(grown).values()) == {
         None: ALL - 3,
         "duplicate id": 1,
         "no caption": 1,
@@ -430,7 +435,7 @@ def test_a_lower_limit_is_for_files_and_not_for_their_parts(grown):
     grown.shrink = True
     grown.grow()
     assert now(grown) == fresh(grown)
-    assert now(grown)[1]["clips/000000.mp4@0-0.3"] == "too long"
+    assert verdicts(grown)["clips/000000.mp4@0-0.3"] == "too long"
 
 
 def test_new_captions_are_no_loss(grown):
@@ -456,9 +461,31 @@ def test_a_file_that_was_away_for_a_moment_is_tried_again(grown, monkeypatch):
         patch.setattr(select, "select", away)
         grown.grow()
     os.rename(grown.root / "away", path)
-    assert now(grown)[1]["clips/000001.mp4"] == "unreadable when shards were written"
+    assert verdicts(grown)["clips/000001.mp4"] == "unreadable when shards were written"
     grown.grow()
     assert now(grown) == fresh(grown)
+
+
+def test_what_a_url_leads_to_may_change(grown, monkeypatch):
+    """Nothing but its name tells, until shards are written; then it is measured again."""
+    files, chosen = fsspec.filesystem("memory"), select.select
+    contents = [(grown.csv.parent / line[0]).read_bytes() for line in grown.lines()[1:4]]
+    files.pipe("/set/clips.csv", b"path,text\na.mp4,one\nb.mp4,two")
+    for name, content in zip("ab", contents, strict=False):
+        files.pipe(f"/set/{name}.mp4", content)
+    grown.sources, grown.out = ["memory://set/clips.csv"], grown.root / "remote"
+
+    def change(*args):
+        files.pipe("/set/b.mp4", contents[2])
+        return chosen(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "select", change)
+        assert grown.grow() == 2
+    assert verdicts(grown) == {"a.mp4": None, "b.mp4": "file changed"}
+    assert grown.grow() == 1
+    assert [record["video"] for record in records.Reader(grown.out)] == [contents[0], contents[2]]
+    assert grown.grow() == 0
 
 
 def test_kept_parts_of_other_data_sets_do_no_harm(tmp_path):
@@ -521,6 +548,11 @@ def test_sources_that_share_names_are_told_apart(tmp_path):
     config = data.base()
     sources = [tmp_path / name / "clips.csv" for name in "ab"]
     ingest.run(sources, tmp_path / "out", config, num_workers=1)
-    specs.read_all([tmp_path / "a", *sources])  # and ids that the suffix would make
     names = ["clips/000000.mp4", "clips/000001.mp4"]
     assert list(texts(tmp_path / "out")) == names + [f"{name}@2" for name in names]
+    clip, out = "a/clips/000000.mp4", tmp_path / "ids"
+    for name, ids in (("one", ["x"]), ("two", ["x@2", "x"])):  # and the suffix itself may be taken
+        lines = [f"{id},{clip},text" for id in ids]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,path,text", *lines]))
+    ingest.run([tmp_path / "one.csv", tmp_path / "two.csv"], out, config, num_workers=1)
+    assert list(texts(out)) == ["x", "x@2", "x@2@2"]

@@ -58,9 +58,8 @@ class Before:
 
     @property
     def changed(self) -> set[str]:
-        """The files that were others, or not there, when shards were written."""
-        is_one = pc.is_in(self.ledger["rule"], pa.array([CHANGED, shards.GONE]))
-        return set(self.ledger.filter(is_one)["file"].to_pylist())
+        """The files whose content was another one when shards were written."""
+        return set(self.ledger.filter(pc.equal(self.ledger["rule"], CHANGED))["file"].to_pylist())
 
     def check_source(self, table: Sequence[clips.Clip], places: Sequence[str | None]):
         """Refuses a source that has little of what the data set is made of, before any work.
