@@ -18,10 +18,11 @@ import tensorflow_datasets as tfds
 
 from configs import data
 from data_pipelines import shapes
+from data_pipelines.media import encoding
 from data_pipelines.shards import builder, records
 from data_pipelines.stages import ingest, ledger, measured, parts, select
 from data_pipelines.workers import children
-from tests import processes
+from tests import moving_textures, processes
 from tests import toy_training as toy
 from vidgen import encode
 from vidgen.training import sharding
@@ -442,6 +443,31 @@ def test_new_captions_are_no_loss(grown):
     head, *lines = grown.lines()
     grown.write([head, *([path, f"new {text}"] for path, text in lines)])
     assert grown.run() == (0, ALL, 1, 1)
+    assert now(grown) == fresh(grown)
+
+
+def test_another_size_is_no_loss(grown):
+    grown.config.shards.short_side = 16
+    grown.grow()
+    videos = [record for record in records.Reader(grown.out) if record["num_frames"] > 1]
+    assert {min(video["height"], video["width"]) for video in videos} == {16}
+    assert now(grown) == fresh(grown)
+
+
+def test_scenes_of_a_video_stay_together(grown):
+    head, *lines = grown.lines()
+    for name, seeds in (("one", (1, 2, 3)), ("two", (4, 5))):
+        moves = [moving_textures.camera_move(20, 32, 48, right=1, seed=seed) for seed in seeds]
+        content = encoding.encode_mp4(np.concatenate(moves), 10)
+        (grown.csv.parent / f"{name}.mp4").write_bytes(content)
+    grown.config.cuts.enabled, grown.out = True, grown.root / "scenes"
+    films = [["one.mp4", "a film"], ["two.mp4", "another film"]]
+    grown.write([head, *lines, *films])
+    assert grown.grow() >= ALL + 2
+    assert [id for id in grown.rows() if "one" in id] == [f"one.mp4#00{i}" for i in range(3)]
+    films[0][1] = "a new caption"
+    grown.write([head, *films, *lines[:-1]])
+    assert grown.grow() == 0  # its scenes are copied
     assert now(grown) == fresh(grown)
 
 
