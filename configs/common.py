@@ -86,7 +86,11 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict({"keep": 3, "keep_every": 0})
     config.log = ConfigDict({"tensorboard": True, "wandb": ""})
     config.preview = ConfigDict({"every": 0, "settings": {}})  # settings of generate.Sampler
-    config.watchdog_seconds = 1800.0  # a step, compilation included, that takes longer is a hang
+    # Seconds that a process may be in a phase; a step that took them is a hang. Once the run has
+    # shown how long its steps take, less is allowed: five times that, but no less than `floor`.
+    config.limits = ConfigDict({"start": 3600.0, "restore": 3600.0, "compile": 3600.0})
+    config.limits.update({"data": 1800.0, "step": 1800.0, "save": 3600.0, "preview": 3600.0})
+    config.limits.update({"close": 3600.0, "floor": 60.0})
     return config
 
 

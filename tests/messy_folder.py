@@ -28,7 +28,7 @@ def make(folder: pathlib.Path) -> None:
     run = toy_runs.text_to_video(folder, toy_training.config())
     toy_runs.autoencoder(folder / "vae_run", toy_training.config())
     note = (run / "run.json").read_bytes()
-    workdir.guard(folder / "unsaved", json.loads(note)["config"], "none")
+    workdir.Run(folder / "unsaved", json.loads(note)["config"], "none").keep()
     table = "data.buckets"
     shares = dict.fromkeys(evaluate.COLUMNS, 1.0)
     row = dict.fromkeys(("accuracy", "low", "high", "chance"), 0.5)

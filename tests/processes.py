@@ -24,13 +24,13 @@ def spawn(code: str, **env: str) -> subprocess.Popen:
 
 def spawn_two(code: str, **env: str) -> list[subprocess.Popen]:
     """Starts the code twice, for `runtime.start` to join."""
-    return [spawn(code, **place, **env) for place in two()]
+    return [spawn(code, **place, **env) for place in several(2)]
 
 
-def two() -> list[dict[str, str]]:
-    """The environments of two processes that `runtime.start` joins."""
+def several(count: int) -> list[dict[str, str]]:
+    """The environments of processes that `runtime.start` joins."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    run = {"VIDGEN_COORDINATOR": address, "VIDGEN_PROCESSES": "2"}
-    return [{**run, "VIDGEN_PROCESS": str(index)} for index in range(2)]
+    run = {"VIDGEN_COORDINATOR": address, "VIDGEN_PROCESSES": str(count)}
+    return [{**run, "VIDGEN_PROCESS": str(index)} for index in range(count)]

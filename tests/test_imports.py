@@ -28,7 +28,7 @@ FOLDERS = {
         "process": set(),
         "models": set(),
         "weights": {"models"},
-        "training": {"models", "weights"},
+        "training": {"models", "process", "weights"},
         "diffusion": {"models", "training", "weights"},
         "tasks": {"diffusion", "models", "process", "training", "weights"},
         "reporting": {"diffusion", "process", "weights"},

@@ -29,7 +29,7 @@ def row(accuracy):
 def folder(tmp_path_factory):
     """A run's working folder with results of three clips, the last of which shows nothing."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    workdir.guard(folder, tiny.get_config(), "none")
+    workdir.Run(folder, tiny.get_config(), "none").keep()
     lines = [{"step": i, "time": 10.0 + i, "loss": 1 / i} for i in range(1, 31)]
     cut = '{"step": 31, "lo'
     (folder / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), cut]))

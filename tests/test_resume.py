@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines.loading import loader
 from tests import toy_training as toy
-from vidgen.process import runtime
+from vidgen.process import exit_codes
 
 STEPS = toy.STEPS
 SLOW_SEEDS = 10
@@ -126,7 +126,7 @@ def test_a_stop_and_a_kill_leave_no_trace(task, stop, commands, reference, shard
     is_under_way = lambda: len(toy.lines(workdir / "metrics.jsonl")) >= 1
     process = toy.start(command, **consumed.hook)
     code, err = toy.kill(process, is_under_way, signal.Signals[stop])
-    assert code == runtime.EXIT_PREEMPTED == 75, err
+    assert code == exit_codes.REQUEUE == 75, err
     assert f"{stop}: stopping after this step" in err
     stopped = toy.saved_steps(workdir)[-1]
     assert 1 <= stopped < STEPS
@@ -145,10 +145,10 @@ def test_a_stop_and_a_kill_leave_no_trace(task, stop, commands, reference, shard
     assert not toy.is_saving(workdir)
     toy.assert_same_run(workdir, expected)
 
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    before = toy.contents(workdir)
     assert toy.run(command, **consumed.hook) == ""  # all is done: nothing to say
     assert consumed.since(STEPS) == STEPS
-    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert before == toy.contents(workdir)
 
 
 @pytest.mark.slow
@@ -160,10 +160,6 @@ def test_half_and_half_equals_the_whole(task, commands, reference, root):
     assert toy.saved_steps(workdir)[-1] == half
     toy.run(commands[task](workdir))
     toy.assert_same_run(workdir, expected)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def is_half_done(out):
@@ -181,10 +177,10 @@ def test_encode_goes_on_where_it_was_killed(shards, vae, latents, root):
     finished = times()
     is_further = lambda: len(times()) > len(finished)
     code, err = toy.kill(toy.start(command, **hook), is_further, signal.SIGTERM)
-    assert (code == runtime.EXIT_PREEMPTED and not out.exists()) or code == 0, err
+    assert (code == exit_codes.REQUEUE and not out.exists()) or code == 0, err
     assert code == 0 or times().items() > finished.items()  # what was done is not made again
     toy.run(command, **hook)
-    assert contents(out) == contents(latents)
+    assert toy.contents(out) == toy.contents(latents)
 
 
 @pytest.mark.slow
@@ -200,7 +196,7 @@ def test_four_processes_of_encode_that_are_killed_leave_no_trace(seed, shards, v
     for process in [start(place) for place in places]:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-    assert contents(out) == contents(latents)
+    assert toy.contents(out) == toy.contents(latents)
 
 
 @pytest.mark.slow
@@ -226,4 +222,4 @@ def test_kills_of_encode_at_random_moments_leave_no_trace(seed, shards, vae, lat
         end = time.monotonic() + rng.uniform(0, 6)
         toy.kill(toy.start(command, **hook), lambda end=end: time.monotonic() > end)
     toy.run(command, **hook)
-    assert contents(out) == contents(latents)
+    assert toy.contents(out) == toy.contents(latents)

@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 
 def test_the_config_comes_back_with_its_tuples(tmp_path):
     config = tiny.get_config()
-    workdir.guard(tmp_path, config, "data")
+    workdir.Run(tmp_path, config, "data").keep()
     assert runs.load_config(tmp_path).to_dict() == config.to_dict()
 
 

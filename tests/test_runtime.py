@@ -7,8 +7,7 @@ import jax
 import pytest
 
 from tests.processes import spawn, spawn_two
-from vidgen.process import runtime
-from vidgen.training import workdir
+from vidgen.process import exit_codes, runtime
 
 
 def wait_for(process, word):
@@ -20,7 +19,7 @@ def wait_for(process, word):
 
 LOOP = """
     import time
-    from vidgen.process import runtime
+    from vidgen.process import exit_codes, runtime
     runtime.start(heartbeat_seconds=10)
     for step in range(1, 5000):
         if step == 3:
@@ -28,7 +27,7 @@ LOOP = """
         time.sleep(0.01)
         if runtime.should_stop():
             print("stopped after", step)
-            raise SystemExit(runtime.EXIT_PREEMPTED)
+            raise SystemExit(exit_codes.REQUEUE)
 """
 
 
@@ -38,7 +37,7 @@ def test_a_signal_stops_after_the_step(number):
     wait_for(process, "training")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == runtime.EXIT_PREEMPTED
+    assert process.returncode == exit_codes.REQUEUE
     assert "stopped after" in out and signal.Signals(number).name in err
 
 
@@ -69,7 +68,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
         wait_for(process, "training")
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [runtime.EXIT_PREEMPTED] * 2, outputs
+    assert [process.returncode for process in processes] == [exit_codes.REQUEUE] * 2, outputs
     assert outputs[0][0] == outputs[1][0] != ""
 
 
@@ -77,9 +76,9 @@ def test_an_error_in_one_process_ends_the_others_soon():
     processes = spawn_two(
         """
         import jax, sys, time
-        from vidgen.process import runtime
+        from vidgen.process import endings, runtime
         from vidgen.training import workdir
-        runtime.end_on_error()
+        endings.end_on_error()
         runtime.start(heartbeat_seconds=5)
         print("training")
         if jax.process_index() == 1:
@@ -89,18 +88,18 @@ def test_an_error_in_one_process_ends_the_others_soon():
     )
     start = time.monotonic()
     errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert processes[1].returncode == runtime.EXIT_CONFIG and "other data" in errors[1]
-    assert processes[0].returncode != 0
+    assert [process.returncode for process in processes] == [exit_codes.REFUSED] * 2
+    assert "other data" in errors[1] and "process 1 on " in errors[0] and "other data" in errors[0]
     assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(
     "statement, code, trace",
     [
-        ("raise workdir.RefusedError('other config')", runtime.EXIT_CONFIG, False),
-        ("raise ValueError('a bug')", runtime.EXIT_ERROR, True),
+        ("raise workdir.RefusedError('other config')", exit_codes.REFUSED, False),
+        ("raise ValueError('a bug')", exit_codes.ERROR, True),
         ("raise SystemExit(7)", 7, False),
-        ("threading.Thread(target=fail).start(); time.sleep(60)", runtime.EXIT_ERROR, True),
+        ("threading.Thread(target=fail).start(); time.sleep(60)", exit_codes.ERROR, True),
         ("pass", 0, False),
     ],
 )
@@ -108,60 +107,17 @@ def test_an_error_ends_with_its_own_code(statement, code, trace):
     process = spawn(
         f"""
         import threading, time
-        from vidgen.process import runtime
+        from vidgen.process import endings
         from vidgen.training import workdir
         def fail():
             raise OSError("in a thread")
-        runtime.end_on_error()
+        endings.end_on_error()
         {statement}
         """
     )
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     assert ("Traceback" in err) == trace
-
-
-@pytest.mark.parametrize(
-    "stuck, code",
-    [("time.sleep(60)", runtime.EXIT_HANG), ("ctypes.PyDLL(None).sleep(60)", runtime.EXIT_ERROR)],
-    ids=["python", "native code that holds the lock"],
-)
-def test_the_watchdog_ends_a_stuck_process_and_keeps_its_stacks(tmp_path, stuck, code):
-    process = spawn(
-        f"""
-        import ctypes, time
-        from vidgen.process import runtime
-        def stuck_here():
-            {stuck}
-        dog = runtime.Watchdog("{tmp_path}/new/stacks.txt")
-        for _ in range(4):
-            dog.expect("step", 0.4)  # each re-arms it: no alarm, though four steps take longer
-            time.sleep(0.2)
-        with dog.phase("save", 0.3):
-            pass
-        time.sleep(0.5)
-        print("stuck")
-        dog.expect("step", 0.3)
-        stuck_here()
-        """
-    )
-    wait_for(process, "stuck")
-    start = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == code, err
-    assert time.monotonic() - start < 0.3 + runtime.NATIVE_GRACE_SECONDS + 2
-    stacks = (tmp_path / "new" / "stacks.txt").read_text()
-    assert "stuck_here" in stacks
-    if code == runtime.EXIT_HANG:
-        assert 'no progress in "step" for 0.3 s' in stacks and 'no progress in "step"' in err
-
-
-def test_a_closed_watchdog_is_quiet(tmp_path):
-    dog = runtime.Watchdog(tmp_path / "stacks.txt")
-    dog.expect("step", 0.05)
-    dog.close()
-    time.sleep(0.1)
-    assert (tmp_path / "stacks.txt").read_text() == ""
 
 
 def test_half_a_description_of_the_processes_is_refused(monkeypatch):
@@ -217,11 +173,13 @@ def test_the_devices_are_told_in_one_line():
     assert jax.__version__ in line
 
 
-def test_the_exit_codes_of_errors_are_those_of_the_runtime():
+def test_the_exit_codes_of_all_commands_are_those_of_the_table():
+    from data_pipelines import pipeline
+    from data_pipelines.loading import reads
+    from data_pipelines.process import arguments
     from vidgen.process import command_line
-    from vidgen.training import checkpoint
 
-    assert workdir.RefusedError.exit_code == runtime.EXIT_CONFIG
-    assert checkpoint.SaveError.exit_code == runtime.EXIT_STORAGE
-    assert checkpoint.DamagedError.exit_code == runtime.EXIT_STORAGE
-    assert command_line.EXIT_USAGE == runtime.EXIT_USAGE
+    assert reads.BadDataError.exit_code == exit_codes.DATA
+    assert command_line.EXIT_USAGE == arguments.EXIT_USAGE == exit_codes.USAGE
+    assert pipeline.EXIT_GO_ON == exit_codes.REQUEUE
+    assert set(exit_codes.MEANINGS) >= {0, 1, 2, 75, 76, 77, 78, 79, 80}

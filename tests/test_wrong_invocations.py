@@ -15,7 +15,7 @@ import sys
 import pytest
 
 from tests import messy_folder, processes
-from vidgen.process import runtime
+from vidgen.process import exit_codes
 
 FOLDER = pathlib.Path(__file__).parent / "wrong_invocations"
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.txt"))
@@ -34,7 +34,7 @@ def cases(command: str) -> list[tuple[str, list[str]]]:
 def problems(arguments: str, words: list[str], result: dict) -> list[str]:
     """What is wrong with the end of a wrong invocation."""
     output, found = result["output"], []
-    if result["code"] not in (runtime.EXIT_USAGE, runtime.EXIT_CONFIG):
+    if result["code"] not in (exit_codes.USAGE, exit_codes.REFUSED):
         found.append(f"ends with {result['code']}")
     if "Traceback" in output:
         found.append("shows a traceback")

@@ -21,7 +21,7 @@ def text_to_video(folder: pathlib.Path, config=None) -> pathlib.Path:
     tree_files.save_safetensors(random_params(Autoencoder(config), 0), config.vae.weights)
     task = tasks.make_task(config)
     run = folder / "run"
-    workdir.guard(run, config, "none")
+    workdir.Run(run, config, "none").keep()
     _save(run, {2: random_params(task, 1), 4: random_params(task, 2)})
     return run
 
@@ -30,7 +30,7 @@ def autoencoder(folder: pathlib.Path, config=None) -> pathlib.Path:
     """A run of the video VAE."""
     config = config or tiny.get_config()
     config.task = "autoencoder"
-    workdir.guard(folder, config, "none")
+    workdir.Run(folder, config, "none").keep()
     _save(folder, {2: random_params(tasks.make_task(config), 0)})
     return folder
 

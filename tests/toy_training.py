@@ -72,9 +72,9 @@ def config():
     return config
 
 
-def vae(folder: pathlib.Path) -> pathlib.Path:
+def vae(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """Random weights of the video VAE."""
-    params = toy_runs.random_params(Autoencoder(config()), 0)
+    params = toy_runs.random_params(Autoencoder(config()), seed)
     tree_files.save_safetensors(params, folder / "vae.safetensors")
     return folder / "vae.safetensors"
 
@@ -105,6 +105,11 @@ def encode(shards, out, vae, *more) -> list[str]:
 
 def start(command: list[str], **hooks: str) -> subprocess.Popen:
     """Starts a command on one CPU device and one thread, in a process group of its own."""
+    return start_module("tests.hooked", command, **hooks)
+
+
+def start_module(module: str, command: list[str], **hooks: str) -> subprocess.Popen:
+    """Starts a module as `start` does."""
     env = {
         **os.environ,
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
@@ -114,7 +119,7 @@ def start(command: list[str], **hooks: str) -> subprocess.Popen:
         **hooks,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.hooked", *command],
+        [sys.executable, "-m", module, *command],
         cwd=processes.ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -146,6 +151,13 @@ def lines(path: pathlib.Path) -> list[dict]:
     """The whole lines of a .jsonl file; none where there is no file."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """All files by their place, but for the account that each start leaves of itself."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in files if path.parts[0] not in ("ledger", "stacks", "run.lock")]
+    return {path: (folder / path).read_bytes() for path in kept}
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:

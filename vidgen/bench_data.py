@@ -31,7 +31,7 @@ from data_pipelines.shards import builder
 from vidgen import tasks
 from vidgen.diffusion import encoders
 from vidgen.models import flops
-from vidgen.process import command_line, machine, runtime
+from vidgen.process import command_line, endings, machine
 from vidgen.weights import digests
 
 PEAK_FLOPS, USE = 989e12, 0.4  # of an H100 SXM: dense bfloat16; the share that training reaches
@@ -243,9 +243,9 @@ def define_flags() -> None:
 
 def main(argv) -> None:
     del argv
-    runtime.end_on_error()
+    endings.end_on_error()
     values = flags.FLAGS
-    with runtime.refusing():
+    with endings.refusing():
         if (values.data is None) != (values.config is None):
             raise ValueError("--config and --data belong together: give both, or none.")
         for name in ("only", "mean_tokens"):

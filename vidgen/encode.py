@@ -35,7 +35,7 @@ from ml_collections import config_flags
 from data_pipelines.loading import assignment, batches, buckets, reads
 from data_pipelines.shards import builder, records
 from vidgen.diffusion import encoders
-from vidgen.process import command_line, runtime
+from vidgen.process import command_line, endings, exit_codes, runtime
 from vidgen.reporting import decode_check
 from vidgen.training import data, sharding
 from vidgen.weights import tree_files
@@ -293,7 +293,7 @@ class _Clips(contextlib.AbstractContextManager):
             clips = [future.result() for future in ahead]
             ahead = read(*todo[i + 1][:2]) if i + 1 < len(todo) else []
             if runtime.should_stop():
-                raise SystemExit(runtime.EXIT_PREEMPTED)
+                raise SystemExit(exit_codes.REQUEUE)
             found = [(row, clip) for row, clip in zip(rows, clips, strict=True) if clip]
             if found:
                 made |= self._encode_batch(bucket, found, size)
@@ -365,11 +365,11 @@ def define_flags() -> None:
 
 def main(argv) -> None:
     del argv
-    runtime.end_on_error()
+    endings.end_on_error()
     runtime.take_signals()
     runtime.compile_cache()
     values = flags.FLAGS
-    with runtime.refusing():
+    with endings.refusing():
         if values.min_psnr is not None and not values.check:
             raise ValueError(f"--min_psnr={values.min_psnr} is for --check=N: give both, or none.")
         meta = encode(

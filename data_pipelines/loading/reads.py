@@ -22,6 +22,12 @@ _ATTEMPTS = 3
 _FIRST_ROWS = 1000  # the share of bad records counts at least so many
 
 
+class BadDataError(RuntimeError):
+    """Too many records cannot be used."""
+
+    exit_code = 77  # vidgen.process.exit_codes.DATA
+
+
 class BadRecords(Mapping[int, str]):
     """The records that could not be used: {row: why}.
 
@@ -59,7 +65,7 @@ class BadRecords(Mapping[int, str]):
         """Takes down a bad record.
 
         Raises:
-            RuntimeError: If there are more of them than `limit` of the records read so far (or of
+            BadDataError: If there are more of them than `limit` of the records read so far (or of
                 the first thousand, or of all where there are fewer), naming them.
         """
         with self._lock:
@@ -76,7 +82,7 @@ class BadRecords(Mapping[int, str]):
             absl.logging.warning("%s: record %d cannot be used: %s", self.name, row, why)
         if len(bad) > self.limit * counted:
             more = f" And {len(bad) - 20} more." if len(bad) > 20 else ""
-            raise RuntimeError(
+            raise BadDataError(
                 f"{len(bad)} of {counted} records of {self.name} are bad, more than "
                 f"bad_limit={self.limit:g} allows: {' '.join(bad[:20])}{more} Make or copy the "
                 "data set again, or allow more."

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.loading import buckets, resolutions
 from vidgen import tasks
-from vidgen.process import runtime
+from vidgen.process import exit_codes
 from vidgen.tasks import text_to_video
 from vidgen.training import checkpoint
 from vidgen.weights import tree_files
@@ -26,7 +26,7 @@ from vidgen.weights import tree_files
 
 @contextlib.contextmanager
 def refusing(command: str) -> Iterator[None]:
-    """Ends a command with one message, and runtime.EXIT_CONFIG, where its input is refused.
+    """Ends a command with one message, and exit_codes.REFUSED, where its input is refused.
 
     Also silences the libraries' warnings from here on, among which a message would be lost, unless
     the command was given a --verbosity.
@@ -37,7 +37,7 @@ def refusing(command: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, checkpoint.DamagedError) as error:
         sys.stderr.write(f"{command}: {error}\n")
-        raise SystemExit(runtime.EXIT_CONFIG) from error
+        raise SystemExit(exit_codes.REFUSED) from error
 
 
 def load_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -11,7 +11,8 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,18 +21,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vidgen.training import sharding
+from vidgen.process import exit_codes
+from vidgen.training import retention, sharding
 from vidgen.weights import digests, tree_files
 
 PyTree = Any
 
 ITEMS = ("params", "ema", "opt_state")
+_NEVER = 7 * 24 * 3600  # seconds
+_POLL_SECONDS = 0.01
 
 
 class SaveError(RuntimeError):
     """A checkpoint was not written; `step`, `needed_bytes` and `free_bytes` say which and why."""
 
-    exit_code = 78  # runtime.EXIT_STORAGE
+    exit_code = exit_codes.STORAGE
 
     def __init__(self, message: str, step: int, needed_bytes: int, free_bytes: int):
         super().__init__(message)
@@ -41,7 +45,7 @@ class SaveError(RuntimeError):
 class DamagedError(RuntimeError):
     """No checkpoint is left that equals what was written."""
 
-    exit_code = 78  # runtime.EXIT_STORAGE
+    exit_code = exit_codes.STORAGE
 
 
 class Checkpointer:
@@ -54,7 +58,7 @@ class Checkpointer:
         workdir: The working folder. The steps go into `checkpoints/` in it.
         keep: How many of the newest checkpoints to keep.
         keep_every: Keep also each checkpoint whose step is a multiple of this, for ever.
-        timeout_seconds: The time that the processes wait for each other's files.
+        limit_seconds: The time that a save may take in the background.
 
     Raises:
         ValueError: If `keep` is not positive.
@@ -66,23 +70,24 @@ class Checkpointer:
         *,
         keep: int = 3,
         keep_every: int | None = None,
-        timeout_seconds: int = 900,
+        limit_seconds: float = 900.0,
     ):
         if keep < 1:
             raise ValueError(
                 f"keep={keep} checkpoints would delete every checkpoint: use 1 or more."
             )
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        self._limit_seconds, self._began = limit_seconds, 0.0
+        self._retention = retention.Sound(self.folder, keep, keep_every)
+        self._scrubber = retention.Scrubber(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=self._retention,
                 cleanup_tmp_directories=True,  # what a killed process left half-written
                 lightweight_initialize=True,
                 async_options=ocp.AsyncOptions(
-                    timeout_secs=timeout_seconds,
+                    timeout_secs=_NEVER,  # it goes by the wall clock, which may jump
                     post_finalization_callback=self._write_digests,
                 ),
             ),
@@ -98,13 +103,17 @@ class Checkpointer:
         """The newest committed step on disk."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> bool:
+    def save(
+        self, step: int, state: PyTree, meta: Mapping[str, Any], suspicious: int | None = None
+    ) -> bool:
         """Starts to save; returns as soon as the arrays are copied off the devices.
 
         Args:
             step: The number of updates in the state.
             state: Has the attributes `params`, `ema` (or None) and `opt_state`.
             meta: What else a restart needs, as JSON: position, config, fingerprint, versions.
+            suspicious: The last step after which something looked wrong: a checkpoint from before
+                it is kept.
 
         Returns:
             False if this step is saved already.
@@ -124,7 +133,10 @@ class Checkpointer:
             raise self._error(step, "the disk has no room")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave({**meta, "step": step})
-        self._saving = step
+        self._saving, self._began = step, time.monotonic()
+        self._retention.suspicious = suspicious
+        if jax.process_index() == 0:
+            retention.forget(self.folder, step)
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
@@ -137,8 +149,12 @@ class Checkpointer:
         Raises:
             SaveError: If it failed.
         """
-        if self._saving is not None and not self._manager.is_saving_in_progress():
+        if self._saving is None:
+            return
+        if not self._manager.is_saving_in_progress():
             self.wait()
+        elif time.monotonic() - self._began > self._limit_seconds:
+            self._failed(TimeoutError(f"it is not written after {self._limit_seconds:g} s"))
 
     def wait(self) -> None:
         """Waits until the last save is committed.
@@ -149,6 +165,10 @@ class Checkpointer:
         if self._saving is None:
             return
         try:
+            while self._manager.is_saving_in_progress():
+                if time.monotonic() - self._began > self._limit_seconds:
+                    raise TimeoutError(f"it is not written after {self._limit_seconds:g} s")
+                time.sleep(_POLL_SECONDS)
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the storage raises, the step did not land
             self._failed(error)
@@ -156,8 +176,13 @@ class Checkpointer:
             self._failed(RuntimeError("the commit is not on disk"))
         digests.fsync(self.folder)  # the rename itself
         self._saving = None
+        self._scrubber.look(self.steps()[::-1])
 
-    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def restore(
+        self,
+        abstract_state: PyTree,
+        check: Callable[[Mapping[str, Any], pathlib.Path], None] = lambda meta, folder: None,
+    ) -> tuple[PyTree, dict[str, Any]] | None:
         """Restores the newest sound checkpoint onto the devices.
 
         A damaged checkpoint is moved to `damaged/` beside `checkpoints/`, so that the run can save
@@ -166,6 +191,8 @@ class Checkpointer:
         Args:
             abstract_state: A dataclass as given to `save`, with a jax.ShapeDtypeStruct, and its
                 sharding, for each array. It also has a `step`.
+            check: Refuses a checkpoint of another run, by its `meta` and folder, before any array
+                is read.
 
         Returns:
             (state, meta), or None if nothing was saved yet.
@@ -180,10 +207,11 @@ class Checkpointer:
             step = _from_first(max(set(self.steps()) - set(damaged), default=-1))
             if step < 0:
                 break
-            problem = digests.verify(self.folder / str(step))
+            problem = digests.verify(self.folder / str(step)) or _renamed(self.folder / str(step))
             if _minimum(0 if problem else 1):
                 if damaged:
                     logging.error("Restoring the older checkpoint of step %d instead.", step)
+                check(_meta(self.folder / str(step)), self.folder / str(step))
                 self._put_aside(damaged)
                 return self._read(step, abstract_state)
             logging.error(
@@ -200,6 +228,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            self._scrubber.close()
             self._manager.close()
 
     def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -211,7 +240,7 @@ class Checkpointer:
         with ocp.StandardCheckpointer() as reader:
             for name in saved:
                 trees[name] = reader.restore(folder / name, trees[name])
-        meta = json.loads((folder / "meta" / "metadata").read_text())
+        meta = _meta(folder)
         like = abstract_state.step
         number = jax.make_array_from_callback(
             like.shape, like.sharding or _local(), lambda _: np.asarray(meta["step"], like.dtype)
@@ -227,6 +256,7 @@ class Checkpointer:
                 target = _unused(self.folder.parent / "damaged" / str(step))
                 target.parent.mkdir(exist_ok=True)
                 os.rename(self.folder / str(step), target)
+                retention.forget(self.folder, step)
         _from_first(0)  # the others wait until the folders are moved
         self._manager.reload()
 
@@ -352,6 +382,16 @@ def _check_same_tree(found: PyTree, wanted: PyTree, folder: pathlib.Path) -> Non
             + "\n".join(shown)
             + "\nUse the config that it was trained with, or another workdir."
         )
+
+
+def _meta(folder: pathlib.Path) -> dict[str, Any]:
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _renamed(folder: pathlib.Path) -> str:
+    """What is wrong with the name of a sound checkpoint, or ""."""
+    step = _meta(folder)["step"]
+    return "" if folder.name == str(step) else f"it is the checkpoint of step {step}, renamed"
 
 
 def _metadata(item: pathlib.Path) -> PyTree:

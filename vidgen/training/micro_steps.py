@@ -108,11 +108,16 @@ def cut(batch: dict[str, np.ndarray], micro_step: MicroStep) -> dict[str, np.nda
     return {k: x[micro_step.part * rows : (micro_step.part + 1) * rows] for k, x in batch.items()}
 
 
+def labels(micro_steps: Sequence[MicroStep]) -> tuple[str, ...]:
+    """Names of their buckets, each once: what their programs depend on."""
+    return tuple(dict.fromkeys(m.bucket.name for m in micro_steps))
+
+
 def work(micro_steps: Sequence[MicroStep], task) -> dict[str, Any]:
     """What an update does, for `metrics.Logger.step`: labels, clips, tokens and FLOPs."""
     total = lambda amount: math.fsum(m.clips * amount(m.bucket) for m in micro_steps)
     return {
-        "labels": tuple(dict.fromkeys(m.bucket.name for m in micro_steps)),
+        "labels": labels(micro_steps),
         "tokens": total(task.tokens),
         "flops": total(lambda bucket: 3 * task.forward_flops(bucket)),  # backward costs twice it
     }

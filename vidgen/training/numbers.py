@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidgen.process import exit_codes
 from vidgen.training import micro_steps as micro_steps_lib
 
 
 class NumbersError(RuntimeError):
     """The numbers of a run are not finite any more."""
 
-    exit_code = 79  # runtime.EXIT_NUMBERS
+    exit_code = exit_codes.NUMBERS
 
 
 class Numbers:
@@ -34,6 +35,9 @@ class Numbers:
         clip_ids: Number of a batch -> the ids of its clips.
         note: Prints a line.
         close: Called before a run is ended, so that a checkpoint that is being written lands.
+
+    Attributes:
+        suspicious: The last step that was refused in this start, or None.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Numbers:
         self._path = pathlib.Path(workdir) / "events.jsonl"
         self._limit, self._clip_ids, self._note, self._close = limit, clip_ids, note, close
         self._in_a_row, self._pending = 0, None
+        self.suspicious: int | None = None
         self._is_finite = jax.jit(
             lambda tree: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
         )
@@ -75,7 +80,7 @@ class Numbers:
         if not int(metrics["refused"]):
             self._in_a_row = 0
             return
-        self._in_a_row += 1
+        self._in_a_row, self.suspicious = self._in_a_row + 1, step
         buckets = list(dict.fromkeys(m.bucket.name for m in plan))
         clips = {m.number: list(map(str, self._clip_ids(m.number))) for m in plan}
         numbers = {k: str(float(metrics[k])) for k in ("loss", "grad_norm", "param_norm", "lr")}

@@ -66,8 +66,11 @@ def _check_numbers(config) -> None:
         wrong.append(f"ema_decay={config.ema_decay}: use 0 to 1.")
     if not (math.isfinite(config.schedule.lr) and config.schedule.lr >= 0):
         wrong.append(f"schedule.lr={config.schedule.lr}: use a finite number of 0 or more.")
-    if not config.watchdog_seconds > 0:
-        wrong.append(f"watchdog_seconds={config.watchdog_seconds}: use more than 0.")
+    wrong += [
+        f"limits.{name}={seconds}: use more than 0."
+        for name, seconds in config.limits.to_dict().items()
+        if not seconds > 0
+    ]
     if wrong:
         raise ValueError("\n".join(wrong))
 

@@ -1,0 +1,89 @@
+"""Every second of a run stands in one class, over all its starts."""
+
+import json
+
+import pytest
+
+from vidgen.training import goodput
+
+
+def start(folder, process, began, lines, host="a", **first):
+    (folder / "ledger").mkdir(exist_ok=True)
+    head = {"at": 0.0, "step": 0, "spent": {}, "started": began, "process": process, "host": host}
+    text = "".join(json.dumps(line) + "\n" for line in [head | first, *lines])
+    (folder / "ledger" / f"{began:.0f}-{process}.jsonl").write_text(text)
+
+
+def line(at, step, phase="step", /, **spent):
+    facts = {name: spent.pop(name) for name in ("hang", "end", "goes_on_from") if name in spent}
+    return {"at": at, "step": step, "phase": phase, "spent": spent, **facts}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    start(
+        tmp_path,
+        0,
+        1000.0,
+        [
+            line(10, 0, start=8, restore=2, goes_on_from=0),
+            line(40, 10, data=5, step=20, save=5),
+            line(60, 20, data=4, step=16),  # killed after step 20, with a checkpoint of 10
+        ],
+    )
+    start(
+        tmp_path,
+        0,
+        1070.0,
+        [
+            line(10, 10, start=8, restore=2, goes_on_from=10),
+            line(30, 20, data=4, step=16),
+            line(50, 22, "data", step=4, data=16, hang=15.0),
+        ],
+    )
+    start(
+        tmp_path,
+        0,
+        1130.0,
+        [line(10, 22, start=10, goes_on_from=22), line(20, 30, step=9, close=1, end=0)],
+    )
+    return tmp_path
+
+
+def test_classes_add_up_to_the_time_between_begin_and_end(folder):
+    (starts,) = goodput.read(folder).values()
+    found = goodput.classes(starts)
+    assert sum(found.values()) == pytest.approx(1150 - 1000)
+    assert found["recomputed"] == pytest.approx(20)  # steps 11 to 20 of the first start
+    assert found["hang"] == 15 and found["down"] == 10 + 10
+    assert found["step"] == 20 + 16 + 4 + 9 and found["data"] == 5 + 4 + 1
+    assert [s.code for s in starts] == [None, 76, 0]
+
+
+def test_the_table_says_how_each_start_ended(folder):
+    text = goodput.describe(folder)
+    assert "start 1: steps 0 to 20, 60.0 s, killed, or still running" in text
+    assert "start 2: steps 10 to 22, 50.0 s, ended with 76 (no progress within a limit)" in text
+    assert "start 3: steps 22 to 30" in text and "ended with 0 (all steps are done" in text
+    assert "32.67% of the time brought the run forward." in text
+
+
+def test_a_process_that_waits_longer_for_data_is_named(tmp_path):
+    for process in range(4):
+        data = 30 if process == 2 else 10
+        lines = [line(150, 100, data=data, step=150 - data, end=0)]
+        start(tmp_path, process, 1000.0, lines, host=f"host{process}")
+    (told,) = goodput.stragglers(goodput.read(tmp_path))
+    assert "process 2 on host2 spent 30.0 s in data" in told
+
+
+def test_a_line_that_is_cut_short_is_left_out(folder):
+    path = next((folder / "ledger").glob("1130*"))
+    path.write_text(path.read_text() + '{"at": 25, "st')
+    (starts,) = goodput.read(folder).values()
+    assert sum(goodput.classes(starts).values()) == pytest.approx(150)
+
+
+def test_a_folder_without_a_ledger_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no ledger: give the --workdir of a run"):
+        goodput.describe(tmp_path)
