@@ -1,0 +1,230 @@
+"""Starts the processes of a run on this machine, and starts them again when one of them fails.
+
+    python -m vidgen.launch --processes=2 -- vidgen.train --config=... --workdir=...
+
+Everything after `--` is a module of ours with its flags. All processes end together; the next start
+goes on from the last checkpoint, at a fresh address, after a pause that grows while nothing is
+gained. It gives up after some starts in a row without a new checkpoint, and at once where starting
+again cannot help. What the processes write goes to WORKDIR/launch, the first one's to the terminal
+too. SIGTERM, SIGINT and SIGUSR1 are passed on: the run saves, and ends with 75.
+
+Needs nothing but the standard library.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from vidgen.process import exit_codes
+
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 12.0  # for the other processes to end, once one has failed
+LAST_LINES = 20  # of the log of the process that failed first
+PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)  # seconds, by starts without a new checkpoint
+# Nothing is left to do, or starting again does the same again.
+FINAL = (exit_codes.DONE, exit_codes.USAGE, exit_codes.REQUEUE)
+FINAL += (exit_codes.NUMBERS, exit_codes.REFUSED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a start ended: by the process that failed first, or with success."""
+
+    code: int
+    process: int = -1
+    host: str = ""
+    last_lines: str = ""
+
+    def __str__(self) -> str:
+        how = (
+            f"with {self.code} ({exit_codes.MEANINGS.get(self.code, 'unknown').partition(':')[0]})"
+        )
+        if self.code < 0:
+            how = f"by {signal.Signals(-self.code).name}"
+        return f"process {self.process} on {self.host} ended first, {how}"
+
+
+class Run:
+    """A run of several starts.
+
+    Args:
+        command: The module and flags that each process runs.
+        processes: How many.
+        workdir: Of the run, in which new checkpoints are looked for.
+    """
+
+    def __init__(self, command: Sequence[str], processes: int, workdir: str | os.PathLike):
+        self._command, self._processes = list(command), processes
+        self._workdir = pathlib.Path(workdir)
+        self._folder = self._workdir / "launch"
+        self._running: list[subprocess.Popen] = []
+        self._signals: list[int] = []
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: self._signals.append(number))
+
+    def go(self, give_up_after: int) -> int:
+        """Starts until all is done, or cannot be; returns the exit code."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        number, in_vain, best = len(self.starts()) + 1, 0, self._newest()
+        while True:
+            begin = time.time()
+            clock = time.monotonic()
+            ended = self._start(number)
+            newest = self._newest()
+            in_vain, best = (0 if newest > best else in_vain + 1), max(best, newest)
+            line = {"start": number, "time": begin, "seconds": time.monotonic() - clock}
+            with open(self._folder / "starts.jsonl", "a") as file:
+                line |= {"newest_checkpoint": newest, **dataclasses.asdict(ended)}
+                file.write(json.dumps(line) + "\n")
+            if ended.code == exit_codes.DONE:
+                return ended.code
+            say(f"start {number}: {ended}. Its last lines:\n{ended.last_lines}")
+            if ended.code in FINAL:
+                return ended.code
+            if self._asked:
+                return exit_codes.REQUEUE
+            if in_vain >= give_up_after:
+                say(
+                    f"{in_vain} starts in a row have saved nothing new (newest checkpoint: "
+                    f"{newest if newest >= 0 else 'none'}): giving up. Logs are in {self._folder}, "
+                    f"stacks in {self._workdir}/stacks; once more starts again."
+                )
+                return ended.code if ended.code > 0 else exit_codes.ERROR
+            seconds = PAUSES[min(in_vain, len(PAUSES) - 1)]
+            say(f"starting again in {seconds:g} s, from checkpoint {newest}.")
+            until = time.monotonic() + seconds
+            while time.monotonic() < until and not self._signals:
+                time.sleep(POLL_SECONDS)
+            number += 1
+
+    def starts(self) -> list[dict]:
+        """An account of the starts that ended, oldest first."""
+        path = self._folder / "starts.jsonl"
+        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+    def _start(self, number: int) -> Ended:
+        """One start: until none of its processes is left."""
+        run = {"VIDGEN_COORDINATOR": f"127.0.0.1:{free_port()}"}
+        run["VIDGEN_PROCESSES"] = str(self._processes)
+        logs = [self._folder / f"{number:04d}-{i}.log" for i in range(self._processes)]
+        try:
+            for process, log in enumerate(logs):
+                running = subprocess.Popen(
+                    [sys.executable, "-u", "-m", *self._command],
+                    env={**os.environ, **run, "VIDGEN_PROCESS": str(process)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
+                self._running.append(running)
+                copy = threading.Thread(target=_copy, args=(running.stdout, log, process == 0))
+                copy.start()
+                running.copy = copy
+            return self._watch(logs)
+        finally:
+            self._kill()
+
+    def _watch(self, logs: Sequence[pathlib.Path]) -> Ended:
+        codes: dict[int, int] = {}
+        first, until = None, float("inf")
+        while len(codes) < len(self._running) and time.monotonic() < until:
+            for process, running in enumerate(self._running):
+                if process not in codes and (code := running.poll()) is not None:
+                    codes[process] = code
+                    if code and first is None:
+                        first, until = process, time.monotonic() + GRACE_SECONDS
+            while self._signals:
+                number, self._asked = self._signals.pop(0), True
+                for running in self._running:
+                    running.send_signal(number)
+            time.sleep(POLL_SECONDS)
+        self._kill()
+        if first is None:
+            return Ended(exit_codes.DONE)
+        lines = logs[first].read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return Ended(codes[first], first, socket.gethostname(), "\n".join(lines))
+
+    def _kill(self) -> None:
+        """Ends what is left, the first process last: the others find each other by it."""
+        for running in reversed(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            running.copy.join(GRACE_SECONDS)
+        self._running.clear()
+
+    def _newest(self) -> int:
+        folder = self._workdir / "checkpoints"
+        names = os.listdir(folder) if folder.is_dir() else []
+        return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def say(text: str) -> None:
+    """Tells the person at the terminal."""
+    sys.stderr.write(f"launch: {text}\n")
+    sys.stderr.flush()
+
+
+def _copy(source, path: pathlib.Path, is_shown: bool) -> None:
+    """Copies what a process writes into its log, and to the terminal."""
+    with open(path, "wb") as log:
+        while data := source.read1(1 << 16):
+            log.write(data)
+            log.flush()
+            if is_shown:
+                sys.stderr.buffer.write(data)
+                sys.stderr.flush()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns (our own flags, the command after `--`)."""
+    usage = "python -m vidgen.launch [--processes=N] [--give_up_after=N] -- MODULE [its flags]"
+    parser = argparse.ArgumentParser(prog="vidgen.launch", usage=usage)
+    parser.add_argument("--processes", type=int, default=1, help="on this machine")
+    parser.add_argument("--give_up_after", type=int, default=3, help="starts that save nothing new")
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    args, command = parser.parse_args(argv[:split]), list(argv[split + 1 :])
+    workdirs = [word.partition("=")[2] for word in command if word.startswith("--workdir=")]
+    if not command or command[0].startswith("-"):
+        parser.error("give the command after `--`, such as `-- vidgen.train --config=...`.")
+    if not workdirs or not workdirs[-1]:
+        parser.error("the command has no --workdir=FOLDER, where checkpoints are looked for.")
+    for name in ("processes", "give_up_after"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}={getattr(args, name)}: use 1 or more.")
+    args.workdir = workdirs[-1]
+    return args, command
+
+
+def main(argv: Sequence[str]) -> int:
+    args, command = parse(argv)
+    return Run(command, args.processes, args.workdir).go(args.give_up_after)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
