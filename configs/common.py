@@ -91,6 +91,7 @@ def base() -> ConfigDict:
     config.limits = ConfigDict({"start": 3600.0, "restore": 3600.0, "compile": 3600.0})
     config.limits.update({"data": 1800.0, "step": 1800.0, "save": 3600.0, "preview": 3600.0})
     config.limits.update({"close": 3600.0, "floor": 60.0})
+    config.stop_after_seconds = 0.0  # saves and ends with 75, before a scheduler's own limit; 0: no
     return config
 
 

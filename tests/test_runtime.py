@@ -72,6 +72,23 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
     assert outputs[0][0] == outputs[1][0] != ""
 
 
+@pytest.mark.parametrize("which", ["file", "time"])
+def test_a_file_or_a_time_limit_stops_all_after_the_same_step(which, tmp_path):
+    seconds = 0.5 if which == "time" else 0
+    code = LOOP.replace(
+        "    for step", f"    runtime.stop_when('{tmp_path}', {seconds})\n    for step"
+    )
+    processes = spawn_two(code)
+    for process in processes:
+        wait_for(process, "training")
+    if which == "file":
+        (tmp_path / "STOP").touch()
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [exit_codes.REQUEUE] * 2, outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+    assert any(("STOP is there" if which == "file" else "0.5 s are over") in x for _, x in outputs)
+
+
 def test_an_error_in_one_process_ends_the_others_soon():
     processes = spawn_two(
         """

@@ -27,7 +27,8 @@ from vidgen.weights import tree_files
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")
 MAY_CHANGE += ("data.bad_limit", "data.path", "frozen_sharding", "limits", "log", "max_refused")
 MAY_CHANGE += ("mesh", "microbatches", "model.remat", "model.unroll", "num_steps", "preview")
-MAY_CHANGE += ("sharding", "start_from", "text.folder", "vae.slice_pixels", "vae.weights")
+MAY_CHANGE += ("sharding", "start_from", "stop_after_seconds", "text.folder", "vae.slice_pixels")
+MAY_CHANGE += ("vae.weights",)
 # What the processes of one start may have each their own way: paths, compared by content, and help.
 PER_PROCESS = ("data.path", "data.workers", "start_from", "text.folder", "vae.weights")
 
@@ -63,6 +64,7 @@ def train(config, folder, accept=()) -> int:
         run.weights({name: tree_files.fingerprint(tree) for name, tree in frozen.items()})
         run.lock()
         phases.open(folder)
+        runtime.stop_when(folder, config.stop_after_seconds)
         phases.enter("restore")
         ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
         restored = ckpt.restore(wanted, run.check)
@@ -113,6 +115,7 @@ def train(config, folder, accept=()) -> int:
         phases.enter("close")
         ckpt.close()
         log.close()
+        ranks.finish()
         phases.close()
     return exit_codes.REQUEUE if stopped else 0
 

@@ -121,6 +121,17 @@ def gather(what: str, value: str, seconds: float = WAIT_SECONDS) -> list[str]:
     return [found[process] for process in range(count())]
 
 
+def meet(place: str, seconds: float = WAIT_SECONDS) -> None:
+    """Waits until all processes have come to a place, whose name serves once.
+
+    Raises:
+        jax.errors.JaxRuntimeError: If they have not after so many seconds; names those that are
+            missing.
+    """
+    if (client := _client()) is not None:
+        client.wait_at_barrier(place, int(1000 * seconds))
+
+
 def agree(facts: Mapping[str, Any], seconds: float = WAIT_SECONDS) -> None:
     """Refuses a run whose processes were started with different facts; all of them refuse alike.
 
@@ -149,6 +160,12 @@ def agree(facts: Mapping[str, Any], seconds: float = WAIT_SECONDS) -> None:
             + "\n".join(shown)
             + "\nStart all of them with the same command, code, data and environment."
         )
+
+
+def finish() -> None:
+    """Waits until all have done their work, so that no end is taken for a failure."""
+    with contextlib.suppress(MissingError, jax.errors.JaxRuntimeError):
+        gather("finish", "")
 
 
 def farewell(code: int, reason: str) -> End:

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from types import FrameType
 
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vidgen.process import endings, ranks
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_LOOK_SECONDS = 1.0  # between two looks for a reason to stop
 _CACHED_SECONDS = 0.2  # programs that compile sooner are not worth a file
 # Where a process finds a program in its cache, the others would wait for its share of the tuning.
 _ALONE = "--xla_gpu_shard_autotuning=false"
@@ -100,6 +102,29 @@ def take_signals() -> None:
     _stop.clear()
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
+
+
+def stop_when(folder: str | os.PathLike, seconds: float = 0.0) -> None:
+    """Asks for a stop, as a signal does, for other reasons than a signal.
+
+    Args:
+        folder: A file STOP in it is one.
+        seconds: So many from now are one; 0 is none.
+    """
+    file, begin = pathlib.Path(folder) / "STOP", time.monotonic()
+
+    def look() -> None:
+        while not _stop.wait(_LOOK_SECONDS):
+            if file.exists():
+                reason = f"{file} is there (remove it to go on)"
+            elif seconds and time.monotonic() - begin > seconds:
+                reason = f"{seconds:g} s are over (stop_after_seconds)"
+            else:
+                continue
+            _stop.set()
+            endings.say(f"{reason}: stopping after this step and a checkpoint.")
+
+    threading.Thread(target=look, name="stop", daemon=True).start()
 
 
 def should_stop() -> bool:

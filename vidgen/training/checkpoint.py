@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vidgen.process import exit_codes
+from vidgen.process import exit_codes, ranks
 from vidgen.training import retention, sharding
 from vidgen.weights import digests, tree_files
 
@@ -89,10 +90,12 @@ class Checkpointer:
                 async_options=ocp.AsyncOptions(
                     timeout_secs=_NEVER,  # it goes by the wall clock, which may jump
                     post_finalization_callback=self._write_digests,
+                    barrier_sync_fn=self._meet,
                 ),
             ),
         )
         self._saving: int | None = None  # the step that is being written
+        self._broken: BaseException | None = None  # of its writing in the background
         self._needed_bytes = 0
 
     def steps(self) -> list[int]:
@@ -151,7 +154,7 @@ class Checkpointer:
         """
         if self._saving is None:
             return
-        if not self._manager.is_saving_in_progress():
+        if self._broken is not None or not self._manager.is_saving_in_progress():
             self.wait()
         elif time.monotonic() - self._began > self._limit_seconds:
             self._failed(TimeoutError(f"it is not written after {self._limit_seconds:g} s"))
@@ -166,6 +169,8 @@ class Checkpointer:
             return
         try:
             while self._manager.is_saving_in_progress():
+                if self._broken is not None:
+                    raise self._broken
                 if time.monotonic() - self._began > self._limit_seconds:
                     raise TimeoutError(f"it is not written after {self._limit_seconds:g} s")
                 time.sleep(_POLL_SECONDS)
@@ -265,12 +270,26 @@ class Checkpointer:
         (folder,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         digests.write(folder)
 
+    def _meet(self, key: str, timeout_ms: int) -> None:
+        """Waits for the other processes, on behalf of Orbax.
+
+        It does so even where writing has failed here, in a `finally`, and the others would wait for
+        its files: the error is told instead, and ends them all.
+        """
+        error = sys.exc_info()[1]
+        if error is not None and ranks.count() > 1:
+            self._broken = error
+            raise error
+        ranks.meet(key, timeout_ms / 1000)
+
     def _failed(self, error: Exception) -> None:
         step, self._saving = self._saving, None
         if jax.process_index() == 0:
             for leftover in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if len(reason) > 400:  # which file stands at the begin, and why at the end
+            reason = f"{reason[:150]} ... {reason[-240:]}"
         if "No space left" in str(error) or "quota" in str(error).lower():
             reason = "the disk is full"
         raise self._error(step, reason) from error
