@@ -179,4 +179,4 @@ def test_openvid_and_miradata_go_from_their_own_files_to_one_run(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     other = f"--config.data.path={path.replace('0.7', '0.6')}"
     more = [f"--workdir={tmp_path}/run", f"--config.vae.weights={vae}", other]
-    assert "a run on other data" in toy.run([*command, *more], expect=80)
+    assert "The data are others" in toy.run([*command, *more], expect=80)

@@ -103,10 +103,12 @@ def test_limits_are_learnt_from_the_run_and_bounded(monkeypatch):
         return mine._seconds
 
     assert step(50) == 60 and mine._phase == "compile"
+    assert step(9) == 60 and mine._phase == "step"  # the others may be compiling still
     assert [step(0.1) for _ in range(20)] == [60] * 20  # as the config says, until it is known
     assert step(2.0) == 3.0  # five times 0.1 s is less than the floor
     assert step(0.1) == 10.0  # five times 2 s
     assert step(50, "b") == 60 and mine._phase == "compile"  # a program of its own
+    assert step(9) == 60
     assert step(0.1) == 10.0  # which taught nothing
     assert step(30) == 10.0
     assert step(0.1) == 60  # never more than the config says

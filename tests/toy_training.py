@@ -108,8 +108,8 @@ def start(command: list[str], **hooks: str) -> subprocess.Popen:
     return start_module("tests.hooked", command, **hooks)
 
 
-def start_module(module: str, command: list[str], **hooks: str) -> subprocess.Popen:
-    """Starts a module as `start` does."""
+def start_module(module: str, command: list[str], stderr=None, **hooks: str) -> subprocess.Popen:
+    """Starts a module as `start` does; what it writes may go to a file."""
     env = {
         **os.environ,
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
@@ -122,8 +122,8 @@ def start_module(module: str, command: list[str], **hooks: str) -> subprocess.Po
         [sys.executable, "-m", module, *command],
         cwd=processes.ROOT,
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stderr or subprocess.PIPE,
+        stderr=stderr or subprocess.PIPE,
         text=True,
         start_new_session=True,
     )

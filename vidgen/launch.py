@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from data_pipelines.process import arguments, outputs
 from vidgen.process import exit_codes
 
 POLL_SECONDS = 0.05
@@ -203,28 +205,41 @@ def _die_with_parent() -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Returns (our own flags, the command after `--`)."""
-    usage = "python -m vidgen.launch [--processes=N] [--give_up_after=N] -- MODULE [its flags]"
-    parser = argparse.ArgumentParser(prog="vidgen.launch", usage=usage)
-    parser.add_argument("--processes", type=int, default=1, help="on this machine")
-    parser.add_argument("--give_up_after", type=int, default=3, help="starts that save nothing new")
+    parser = arguments.Parser("vidgen.launch", __doc__)
+    parser.add_argument(
+        "--processes", type=arguments.at_least(1), default=1, help="how many; 1 by default"
+    )
+    parser.add_argument(
+        "--give_up_after",
+        type=arguments.at_least(1),
+        default=3,
+        help="starts in a row that save nothing new; 3 by default",
+    )
     split = list(argv).index("--") if "--" in argv else len(argv)
     args, command = parser.parse_args(argv[:split]), list(argv[split + 1 :])
-    workdirs = [word.partition("=")[2] for word in command if word.startswith("--workdir=")]
-    if not command or command[0].startswith("-"):
-        parser.error("give the command after `--`, such as `-- vidgen.train --config=...`.")
+    if not command:
+        parser.error(
+            "there is no command: give it after `--`, such as `-- vidgen.train --config=X`"
+        )
+    module, *flags = command
+    with contextlib.suppress(ImportError, ValueError):
+        if importlib.util.find_spec(module) is not None:
+            module = ""
+    if module:
+        parser.error(f"there is no module {module!r} to start: give one such as `-- vidgen.train`")
+    workdirs = [flag.partition("=")[2] for flag in flags if flag.startswith("--workdir=")]
     if not workdirs or not workdirs[-1]:
-        parser.error("the command has no --workdir=FOLDER, where checkpoints are looked for.")
-    for name in ("processes", "give_up_after"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}={getattr(args, name)}: use 1 or more.")
+        parser.error("the command has no --workdir=FOLDER, in which checkpoints are looked for")
+    with parser.refusing():
+        outputs.check_folder(workdirs[-1], "--workdir")
     args.workdir = workdirs[-1]
     return args, command
 
 
-def main(argv: Sequence[str]) -> int:
-    args, command = parse(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    args, command = parse(sys.argv[1:] if argv is None else argv)
     return Run(command, args.processes, args.workdir).go(args.give_up_after)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

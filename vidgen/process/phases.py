@@ -48,7 +48,7 @@ class Phases:
         self._written = self._since = self._origin
         self._phase, self._step, self._deadline, self._seconds = "start", 0, math.inf, math.inf
         self._file = self._folder = self._beat = None
-        self._closed = False
+        self._closed = self._was_new = False
         self._expect("start", is_new=True)
         ranks.before_end(self._ended)
         threading.Thread(target=self._watch, name="phases", daemon=True).start()
@@ -86,13 +86,17 @@ class Phases:
             step: The step that it is about.
             labels: What its programs depend on. With one that the phase has not had yet it has all
                 the time that its limit gives, whatever was learnt; a step is then in the phase
-                "compile".
+                "compile". The step after that has its limit too: it waits for the results of the
+                one before, which other processes may be compiling still.
         """
         now, seen, labels = time.monotonic(), self._seen.setdefault(phase, set()), set(labels)
         is_new = not seen.issuperset(labels)
         seen |= labels
-        if is_new and phase == "step":
-            phase = "compile"
+        limit = phase
+        if phase == "step":
+            phase = "compile" if is_new else phase
+            limit = "compile" if is_new or self._was_new else phase
+            self._was_new, is_new = is_new, is_new or self._was_new
         with self._lock:
             seconds = now - self._since
             self._spent[self._phase] += seconds
@@ -100,7 +104,7 @@ class Phases:
                 self._learn(self._phase, seconds)
             self._since, self._phase = now, phase
             self._step = self._step if step is None else step
-            self._expect(phase, is_new)
+            self._expect(limit, is_new)
             if now - self._written > LINE_SECONDS:
                 self._line()
 
