@@ -122,8 +122,8 @@ def test_seconds_are_added_up_by_phase(tmp_path, monkeypatch):
     time.sleep(0.05)
     mine.enter("step", 1)
     time.sleep(0.1)
-    with mine.within("save"):
-        time.sleep(0.05)
+    mine.enter("save")
+    time.sleep(0.05)
     mine.note(goes_on_from=0)
     mine.close()
     (path,) = (tmp_path / "ledger").iterdir()

@@ -1,10 +1,16 @@
 """A working folder serves the run that made it."""
 
+import copy
+import functools
 import json
+import re
 
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
+from configs import tiny
+from vidgen import train
 from vidgen.training import identity, workdir
 
 CONFIG = {"optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "num_steps": 10, "checkpoint": {"every": 5}}
@@ -53,6 +59,28 @@ def test_another_config_is_refused_field_by_field(tmp_path):
         "  optim.lr: 0.001 there, 0.002 here",
     ]
     assert (tmp_path / "run.json").read_text() == before
+
+
+def test_every_field_of_a_run_is_compared_or_free(tmp_path):
+    """More than forty changes between two starts: each is refused by name, or documented."""
+    config = tiny.get_config().to_dict()
+    start(tmp_path, config, "f1", train.MAY_CHANGE)
+    refused = free = 0
+    for name, value in traverse_util.flatten_dict(config, sep=".").items():
+        other = {bool: lambda x: not x, str: lambda x: x + "x", tuple: lambda x: (*x, 1)}
+        new = other.get(type(value), lambda x: (x or 0) + 1)(value)
+        nested = copy.deepcopy(config)
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, nested)[last] = new
+        if identity.covers(train.MAY_CHANGE, name):
+            workdir.Run(tmp_path, nested, "f1", train.MAY_CHANGE)
+            free += 1
+            continue
+        with pytest.raises(workdir.RefusedError, match=re.escape(f"  {name}: ")):
+            workdir.Run(tmp_path, nested, "f1", train.MAY_CHANGE)
+        workdir.Run(tmp_path, nested, "f1", train.MAY_CHANGE, [name])
+        refused += 1
+    assert refused > 60 and free > 20
 
 
 def test_a_field_of_a_later_version_may_come_empty(tmp_path):
@@ -108,6 +136,12 @@ def test_a_change_that_is_meant_is_taken_over_and_written_down(tmp_path):
     ]
     with pytest.raises(ValueError, match="optim.lr: 0.002 there, 0.001 here"):
         start(tmp_path, CONFIG, "f2")
+
+
+def test_an_accepted_name_that_means_nothing_is_refused(tmp_path):
+    with pytest.raises(workdir.RefusedError, match="--accept=optim.lrr names nothing of a run"):
+        start(tmp_path, CONFIG, "f1", accept=["optim.lrr", "fingerprint", "weights.vae"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_versions_and_other_code_are_refused(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from vidgen.process import endings, exit_codes, guard, ranks, stacks
 
@@ -107,16 +107,6 @@ class Phases:
             self._expect(limit, is_new)
             if now - self._written > LINE_SECONDS:
                 self._line()
-
-    @contextlib.contextmanager
-    def within(self, phase: str) -> Iterator[None]:
-        """A phase for a block, and then again the phase before."""
-        before = self._phase
-        self.enter(phase)
-        try:
-            yield
-        finally:
-            self.enter(before)
 
     def note(self, **facts) -> None:
         """Adds facts to the file, such as the step that a start goes on from."""

@@ -53,6 +53,17 @@ class Run:
         self.folder = pathlib.Path(workdir)
         self.identity = identity_lib.Identity.of(config, fingerprint)
         self._may_change, self._accept = tuple(may_change), tuple(accept)
+        known = [*self.identity.flat(), "weights"]
+        if unknown := [
+            name
+            for name in self._accept
+            if not name.startswith("weights.")
+            and not any(identity_lib.covers([name], field) for field in known)
+        ]:
+            raise RefusedError(
+                f"--accept={','.join(unknown)} names nothing of a run: give names as the refusal "
+                "of a change shows them, such as schedule.lr, fingerprint or versions.jax."
+            )
         self._path = self.folder / "run.json"
         self._there, self._accepted = None, []
         self._lock = None
