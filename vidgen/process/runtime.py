@@ -22,8 +22,12 @@ from vidgen.process import endings, ranks
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0  # between two looks for a reason to stop
 _CACHED_SECONDS = 0.2  # programs that compile sooner are not worth a file
-# Where a process finds a program in its cache, the others would wait for its share of the tuning.
-_ALONE = "--xla_gpu_shard_autotuning=false"
+_FLAGS = {  # of XLA, for several processes, where the environment says nothing else
+    # Where a process finds a program in its cache, the others would wait for its share of tuning.
+    "xla_gpu_shard_autotuning": "false",
+    # The last to notice a device that never ends, after the limits of a step.
+    "xla_gpu_execution_terminate_timeout": "3600s",
+}
 
 _stop = threading.Event()
 
@@ -59,8 +63,9 @@ def start(
         raise ValueError(f'VIDGEN_PROCESSES={count}: give a number, or "auto".')
     compile_cache()
     if count == "auto" or int(count) > 1:
-        if "xla_gpu_shard_autotuning" not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ALONE}".strip()
+        given = os.environ.get("XLA_FLAGS", "")
+        ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in given]
+        os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
         known = {}
         if count != "auto":
             if not coordinator or place is None or not 0 <= int(place) < int(count):
