@@ -214,7 +214,7 @@ class Trial:
             second = toy.start(self._command)
             _, err = second.communicate(timeout=SECONDS)
             is_over = self._process.poll() is not None  # then it is no second run
-            assert second.returncode == exit_codes.REFUSED and "in use by" in err or is_over, err
+            assert (second.returncode == exit_codes.REFUSED and "in use by" in err) or is_over, err
         else:  # to what is on the disk, while nothing runs
             self._wait(lambda: toy.saved_steps(self.run))
             self._signal([self._process.pid], signal.SIGKILL)
