@@ -118,6 +118,8 @@ class Trial:
         self.folder, self.run, self._command = folder, folder / "run", command(folder / "run")
         self._processes, self._rng = processes, rng
         self.faults = rng.sample(kinds, k=min(len(kinds), rng.choice((1, 1, 2))))
+        if "a second run" in self.faults:  # which would go on where another fault stopped the first
+            self.faults = ["a second run"]
         self.codes: list[int] = []
         self.seconds: list[float] = []  # from a fault from outside to the next reported step
         self._process: subprocess.Popen | None = None
@@ -211,10 +213,8 @@ class Trial:
             )
             assert err.returncode == exit_codes.REFUSED and "seed" in err.stderr, err.stderr
         elif kind == "a second run":
-            second = toy.start(self._command)
-            _, err = second.communicate(timeout=SECONDS)
-            is_over = self._process.poll() is not None  # then it is no second run
-            assert (second.returncode == exit_codes.REFUSED and "in use by" in err) or is_over, err
+            err = toy.run(self._command, expect=exit_codes.REFUSED)
+            assert "in use by" in err, err
         else:  # to what is on the disk, while nothing runs
             self._wait(lambda: toy.saved_steps(self.run))
             self._signal([self._process.pid], signal.SIGKILL)
