@@ -20,6 +20,15 @@ def mp4(num_frames=12, height=32, width=48, fps=12.0):
     return encoding.encode_mp4(video_THWC, fps)
 
 
+@pytest.mark.parametrize(
+    "end, is_refused", [(4.0, False), (3.9999999999999996, False), (3.99, True)]
+)
+def test_a_scene_of_just_the_least_length_stays(end, is_refused):
+    found = look.Scene(first=24, stop=48, start=2.0, end=end, values={})
+    row = examine._scene_row("a", found, {"id": "a"}, True, examine.Options(min_seconds=2.0))
+    assert (row.get("rule") == examine.SCENE_TOO_SHORT) == is_refused
+
+
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_a_refused_clip_keeps_what_its_header_told(rotation):
     content = valid_media.video(frames=3, rotation=rotation)

@@ -80,7 +80,10 @@ def _load(folder: str | None):
     if folder is None:
         return transformers.ByT5Tokenizer()
     if not pathlib.Path(folder).is_dir():
-        raise ValueError(f"the tokenizer folder {folder} does not exist.")
+        raise ValueError(
+            f"the tokenizer folder {folder} does not exist: give that of a T5 encoder in "
+            "config.text.folder; docs/weights.md says how to get it."
+        )
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

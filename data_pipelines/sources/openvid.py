@@ -131,7 +131,10 @@ def find_parts(folder: str) -> Parts:
 
 def _find_table(folder: str, csv: str | None) -> str:
     if not os.path.isdir(folder):
-        raise ValueError(f"--source=openvid:{folder} is no folder: give that of the OpenVid files.")
+        raise ValueError(
+            f"--source=openvid:{folder} is no folder: give that of the OpenVid files, which "
+            f"data_pipelines.download --source=openvid --out={folder} makes."
+        )
     for name in (csv,) if csv else _TABLES:
         for place in ("", "data/train"):
             path = pathlib.Path(folder, place, name)

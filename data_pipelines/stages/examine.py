@@ -16,6 +16,7 @@ from data_pipelines.sources import clips
 from data_pipelines.stages import cuts, look, scene, scores
 
 SCENE_TOO_SHORT = "scene too short"
+ROUNDING_SECONDS = 1e-6  # of times that are sums: two seconds may be 1.9999999999999996
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _scene_row(id: str, found: look.Scene, row: dict, whole: bool, options: Opti
     values = {"id": id, "parent": row["id"]} | _frames(found)
     if not whole:
         values |= {"start": found.start, "end": found.end}
-    if seconds < options.min_seconds:
+    if seconds < options.min_seconds - ROUNDING_SECONDS:
         values |= refusal(
             SCENE_TOO_SHORT, f"{seconds:.2f} seconds, min_seconds={options.min_seconds:g}."
         )
