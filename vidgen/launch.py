@@ -53,7 +53,8 @@ class Ended:
             f"with {self.code} ({exit_codes.MEANINGS.get(self.code, 'unknown').partition(':')[0]})"
         )
         if self.code < 0:
-            how = f"by {signal.Signals(-self.code).name}"
+            known = {int(number): number.name for number in signal.Signals}
+            how = f"by {known.get(-self.code, f'signal {-self.code}')}"
         return f"process {self.process} on {self.host} ended first, {how}"
 
 
@@ -79,13 +80,13 @@ class Run:
     def go(self, give_up_after: int) -> int:
         """Starts until all is done, or cannot be; returns the exit code."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        number, in_vain, best = len(self.starts()) + 1, 0, self._newest()
+        number, in_vain = self._last_number() + 1, 0
         while True:
-            begin = time.time()
+            begin, before = time.time(), self._saved()
             clock = time.monotonic()
             ended = self._start(number)
-            newest = self._newest()
-            in_vain, best = (0 if newest > best else in_vain + 1), max(best, newest)
+            saved = self._saved()
+            newest, in_vain = max(saved, default=None), 0 if saved - before else in_vain + 1
             line = {"start": number, "time": begin, "seconds": time.monotonic() - clock}
             with open(self._folder / "starts.jsonl", "a") as file:
                 line |= {"newest_checkpoint": newest, **dataclasses.asdict(ended)}
@@ -100,21 +101,32 @@ class Run:
             if in_vain >= give_up_after:
                 say(
                     f"{in_vain} starts in a row have saved nothing new (newest checkpoint: "
-                    f"{newest if newest >= 0 else 'none'}): giving up. Logs are in {self._folder}, "
-                    f"stacks in {self._workdir}/stacks; once more starts again."
+                    f"{'none' if newest is None else newest}): giving up. Logs are in "
+                    f"{self._folder}, stacks in {self._workdir}/stacks; once more starts again."
                 )
                 return ended.code if ended.code > 0 else exit_codes.ERROR
             seconds = PAUSES[min(in_vain, len(PAUSES) - 1)]
-            say(f"starting again in {seconds:g} s, from checkpoint {newest}.")
+            place = "the beginning" if newest is None else f"checkpoint {newest}"
+            say(f"starting again in {seconds:g} s, from {place}.")
             until = time.monotonic() + seconds
             while time.monotonic() < until and not self._signals:
                 time.sleep(POLL_SECONDS)
+            if self._signals:
+                return exit_codes.REQUEUE
             number += 1
 
     def starts(self) -> list[dict]:
         """An account of the starts that ended, oldest first."""
-        path = self._folder / "starts.jsonl"
-        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+        path, found = self._folder / "starts.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # a line that was cut short
+                found.append(json.loads(line))
+        return found
+
+    def _last_number(self) -> int:
+        """Of the starts whose logs are here."""
+        names = [path.name.partition("-")[0] for path in self._folder.glob("*-*.log")]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _start(self, number: int) -> Ended:
         """One start: until none of its processes is left."""
@@ -122,7 +134,8 @@ class Run:
         run["VIDGEN_PROCESSES"] = str(self._processes)
         logs = [self._folder / f"{number:04d}-{i}.log" for i in range(self._processes)]
         try:
-            for process, log in enumerate(logs):
+            for process, path in enumerate(logs):
+                log = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by its copier)
                 running = subprocess.Popen(
                     [sys.executable, "-u", "-m", *self._command],
                     env={**os.environ, **run, "VIDGEN_PROCESS": str(process)},
@@ -133,7 +146,9 @@ class Run:
                     preexec_fn=_die_with_parent,
                 )
                 self._running.append(running)
-                copy = threading.Thread(target=_copy, args=(running.stdout, log, process == 0))
+                copy = threading.Thread(
+                    target=_copy, args=(running.stdout, log, process == 0), daemon=True
+                )
                 copy.start()
                 running.copy = copy
             return self._watch(logs)
@@ -169,10 +184,10 @@ class Run:
             running.copy.join(GRACE_SECONDS)
         self._running.clear()
 
-    def _newest(self) -> int:
+    def _saved(self) -> set[int]:
         folder = self._workdir / "checkpoints"
         names = os.listdir(folder) if folder.is_dir() else []
-        return max((int(name) for name in names if name.isdecimal()), default=-1)
+        return {int(name) for name in names if name.isdecimal() and str(int(name)) == name}
 
 
 def free_port() -> int:
@@ -188,15 +203,16 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _copy(source, path: pathlib.Path, is_shown: bool) -> None:
+def _copy(source, log, is_shown: bool) -> None:
     """Copies what a process writes into its log, and to the terminal."""
-    with open(path, "wb") as log:
-        while data := source.read1(1 << 16):
-            log.write(data)
-            log.flush()
+    with log:
+        while data := source.read1(1 << 16):  # whatever becomes of it, or the process would wait
+            with contextlib.suppress(OSError, ValueError):
+                log.write(data)
             if is_shown:
-                sys.stderr.buffer.write(data)
-                sys.stderr.flush()
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.buffer.write(data)
+                    sys.stderr.flush()
 
 
 def _die_with_parent() -> None:

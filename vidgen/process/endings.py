@@ -1,6 +1,7 @@
 """How a process ends: by which code, with which words, and what it tells the others."""
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -11,6 +12,10 @@ from types import TracebackType
 from absl import logging
 
 from vidgen.process import exit_codes, ranks
+
+TRACKERS = ("tensorboardX", "wandb")  # whose threads may fail: training goes on
+# Errors of a disk or a network's file system, which another start may not meet.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 @contextlib.contextmanager
@@ -23,7 +28,8 @@ def refusing() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if not hasattr(error, "exit_code"):
-            error.exit_code = exit_codes.REFUSED
+            is_storage = getattr(error, "errno", None) in _STORAGE
+            error.exit_code = exit_codes.STORAGE if is_storage else exit_codes.REFUSED
         raise
 
 
@@ -37,12 +43,18 @@ def end_on_error() -> None:
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         code = _end(error)
-        if ranks.count() > 1:
-            ranks.leave(code)
+        if ranks.count() > 1 or code in exit_codes.TOLD:
+            ranks.leave(code)  # a thread that still writes may be stuck
         raise SystemExit(code)
 
     sys.excepthook = end
-    threading.excepthook = lambda args: ranks.leave(_end(args.exc_value))
+
+    def end_from_thread(args: threading.ExceptHookArgs) -> None:
+        owner = type(args.thread).__module__.partition(".")[0]
+        if not issubclass(args.exc_type, SystemExit) and owner not in TRACKERS:
+            ranks.leave(_end(args.exc_value))
+
+    threading.excepthook = end_from_thread
 
 
 def _end(error: BaseException) -> int:

@@ -40,8 +40,9 @@ class Phases:
     def __init__(self, limits: Mapping[str, float]):
         self._limits = dict(limits)
         self._lock = threading.Condition(threading.RLock())
-        self._recent: dict[str, collections.deque] = {}
-        self._learnt: dict[str, float] = {}
+        self._recent: dict[tuple, collections.deque] = {}  # seconds, by phase and labels
+        self._learnt: dict[tuple, float] = {}
+        self._key: tuple = ()
         self._seen: dict[str, set[str]] = {}  # labels, by phase
         self._spent: collections.Counter[str] = collections.Counter()
         self._origin = time.monotonic() - _age()
@@ -101,7 +102,8 @@ class Phases:
             seconds = now - self._since
             self._spent[self._phase] += seconds
             if not self._is_new:
-                self._learn(self._phase, seconds)
+                self._learn(self._key, seconds)
+            self._key = (phase, *sorted(labels))
             self._since, self._phase = now, phase
             self._step = self._step if step is None else step
             self._expect(limit, is_new)
@@ -127,19 +129,19 @@ class Phases:
 
     def _expect(self, phase: str, is_new: bool) -> None:
         limit = self._limits[phase]
-        if not is_new and phase in self._learnt:
-            limit = min(limit, self._learnt[phase])
+        if not is_new and self._key in self._learnt:
+            limit = min(limit, self._learnt[self._key])
         self._is_new, self._seconds = is_new, limit
         self._deadline = time.monotonic() + limit
         if self._beat:
             self._beat.write(self._deadline)
 
-    def _learn(self, phase: str, seconds: float) -> None:
-        recent = self._recent.setdefault(phase, collections.deque(maxlen=1000))
+    def _learn(self, key: tuple, seconds: float) -> None:
+        recent = self._recent.setdefault(key, collections.deque(maxlen=1000))
         recent.append(seconds)
         if len(recent) >= LEARNT and (len(recent) < 100 or len(recent) % 50 == 0):
             p99 = sorted(recent)[math.ceil(0.99 * len(recent)) - 1]
-            self._learnt[phase] = max(self._limits["floor"], TIMES_P99 * p99)
+            self._learnt[key] = max(self._limits["floor"], TIMES_P99 * p99)
 
     def _line(self, **facts) -> None:
         """Adds a line: the seconds of each phase since the line before, and facts."""

@@ -309,7 +309,7 @@ def steps(workdir: str | os.PathLike) -> list[int]:
     """The steps that have a checkpoint, oldest first."""
     folder = pathlib.Path(workdir) / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def load_params(

@@ -28,7 +28,7 @@ class Start:
     began: float  # seconds since 1970
     seconds: float  # until its last sign
     lines: list[dict]
-    goes_on_from: int  # the step that it restored, or 0
+    goes_on_from: int | None  # the step that it restored, or 0; None where it did not come so far
     code: int | None  # what it ended with; None where it was killed
     reason: str
 
@@ -52,7 +52,7 @@ def read(folder: pathlib.Path) -> dict[int, list[Start]]:
         if not lines or "started" not in lines[0]:
             continue
         first, last = lines[0], lines[-1]
-        restored = next((line["goes_on_from"] for line in lines if "goes_on_from" in line), 0)
+        restored = next((line["goes_on_from"] for line in lines if "goes_on_from" in line), None)
         ends = [line for line in lines if "end" in line]
         code = ends[-1]["end"] if ends else exit_codes.HANG if "hang" in last else None
         start = Start(
@@ -72,9 +72,12 @@ def read(folder: pathlib.Path) -> dict[int, list[Start]]:
 def classes(starts: Iterable[Start]) -> dict[str, float]:
     """Seconds in each class, of one process; they add up to the time from begin to end."""
     starts, total = list(starts), collections.Counter()
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        again_from = following.goes_on_from if following else start.last_step
-        before = start.goes_on_from
+    for number, start in enumerate(starts):
+        later = starts[number + 1 :]
+        following = later[0] if later else None
+        begins = [one.goes_on_from for one in later if one.goes_on_from is not None]
+        again_from = min(begins, default=start.last_step)
+        before = start.goes_on_from or 0
         for line in start.lines:
             spent, step = dict(line["spent"]), line["step"]
             lost = max(0, step - max(before, again_from)) / max(1, step - before)
@@ -133,7 +136,7 @@ def describe(folder: pathlib.Path) -> str:
     for number, start in enumerate(first, 1):
         how = "killed, or still running" if start.code is None else _ended(start)
         lines.append(
-            f"start {number}: steps {start.goes_on_from} to {start.last_step}, "
+            f"start {number}: steps {start.goes_on_from or 0} to {start.last_step}, "
             f"{start.seconds:.1f} s, {how}"
         )
     return "\n".join([*lines, *stragglers(runs)])

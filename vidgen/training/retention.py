@@ -75,12 +75,20 @@ class Scrubber:
         self.wait()
 
     def _look(self, steps: Sequence[int]) -> None:
+        try:
+            self._read_again(steps)
+        except OSError as error:  # a checkpoint that is being removed, a disk that is full
+            logging.warning("Checkpoints in %s could not be read again: %s", self._folder, error)
+
+    def _read_again(self, steps: Sequence[int]) -> None:
         for step in steps:
             folder = self._folder / str(step)
             for problem in digests.problems(folder):
                 if self._stopped.is_set():
                     return
-                if problem and not mark(self._folder, step).exists() and self._stays(folder):
+                if not problem or digests.NOT_READABLE in problem:
+                    continue
+                if not mark(self._folder, step).exists() and self._stays(folder):
                     write_mark(self._folder, step, problem)
                     logging.error(
                         "The checkpoint of step %d in %s is DAMAGED since it was written: %s. "

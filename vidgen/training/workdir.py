@@ -53,17 +53,6 @@ class Run:
         self.folder = pathlib.Path(workdir)
         self.identity = identity_lib.Identity.of(config, fingerprint)
         self._may_change, self._accept = tuple(may_change), tuple(accept)
-        known = [*self.identity.flat(), "weights"]
-        if unknown := [
-            name
-            for name in self._accept
-            if not name.startswith("weights.")
-            and not any(identity_lib.covers([name], field) for field in known)
-        ]:
-            raise RefusedError(
-                f"--accept={','.join(unknown)} names nothing of a run: give names as the refusal "
-                "of a change shows them, such as schedule.lr, fingerprint or versions.jax."
-            )
         self._path = self.folder / "run.json"
         self._there, self._accepted = None, []
         self._lock = None
@@ -82,6 +71,18 @@ class Run:
                     f"{self._path} is not readable ({error}): it should say which run {workdir} "
                     "belongs to. Restore it, or use another workdir."
                 ) from error
+        known = [*self.identity.flat(), "weights", *(self._there.flat() if self._there else ())]
+        if unknown := [
+            name
+            for name in self._accept
+            if not name.startswith("weights.")
+            and not any(identity_lib.covers([name], field) for field in known)
+        ]:
+            raise RefusedError(
+                f"--accept={','.join(unknown)} names nothing of a run: give names as the refusal "
+                "of a change shows them, such as schedule.lr, fingerprint or versions.jax."
+            )
+        if self._there is not None:
             self._compare(self._there, str(self.folder))
 
     def facts(self, per_process: Iterable[str] = ()) -> dict[str, Any]:
@@ -120,7 +121,8 @@ class Run:
             RefusedError: If it is of another run.
         """
         if "identity" in meta:  # older ones say less
-            self._compare(identity_lib.Identity.read(meta["identity"]), f"the checkpoint {where}")
+            there = identity_lib.Identity.read(meta["identity"])
+            self._compare(there, f"the checkpoint {where}", self._accepted)
         elif meta.get("fingerprint", self.identity.fingerprint) != self.identity.fingerprint:
             there = dataclasses.replace(self.identity, fingerprint=meta["fingerprint"])
             self._compare(there, f"the checkpoint {where}")
@@ -196,8 +198,9 @@ class Run:
     def _is_free(self, name: str) -> bool:
         return identity_lib.covers(self._may_change, name)
 
-    def _compare(self, there: identity_lib.Identity, where: str) -> None:
-        before = {(name, json.dumps(value)) for name, value, _ in self._accepted}
+    def _compare(self, there: identity_lib.Identity, where: str, accepted: Sequence = ()) -> None:
+        """Refuses differences; `accepted` are those of earlier starts that the folder knows of."""
+        before = {(name, json.dumps(value)) for name, value, _ in accepted}
         changed = [
             (name, old, new)
             for name, old, new in there.differences(self.identity)

@@ -16,6 +16,7 @@ import jax
 DIGESTS = "DIGESTS"
 # Orbax writes these two after the digests, and nothing here reads them.
 UNDIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
+NOT_READABLE = "is not readable"  # which may pass
 THREADS = 8  # hashing and reading release the interpreter's lock
 
 
@@ -86,8 +87,10 @@ def _added(folder: pathlib.Path, expected: Iterable[str]) -> str:
 def _problem(path: pathlib.Path, name: str, digest: str) -> str:
     try:
         return "" if sha256(path) == digest else f"{name} is changed"
+    except FileNotFoundError:
+        return f"{name} is missing"
     except OSError as error:
-        return f"{name} is not readable ({error.strerror})"
+        return f"{name} {NOT_READABLE} ({error.strerror})"
 
 
 def sample(path: str | os.PathLike) -> str:
