@@ -87,3 +87,14 @@ def test_a_line_that_is_cut_short_is_left_out(folder):
 def test_a_folder_without_a_ledger_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no ledger: give the --workdir of a run"):
         goodput.describe(tmp_path)
+
+
+def test_a_start_that_restored_nothing_and_an_older_checkpoint_are_reckoned_with(tmp_path):
+    start(tmp_path, 0, 1000.0, [line(10, 0, start=10, goes_on_from=0), line(110, 10, step=100)])
+    start(tmp_path, 0, 1200.0, [line(20, 0, "restore", start=20)])  # which it did not survive
+    start(tmp_path, 0, 1300.0, [line(10, 5, start=10, goes_on_from=5), line(30, 7, step=20)])
+    start(tmp_path, 0, 1400.0, [line(10, 2, start=10, goes_on_from=2), line(90, 10, step=80)])
+    (starts,) = goodput.read(tmp_path).values()
+    found = goodput.classes(starts)
+    assert found["recomputed"] == pytest.approx(80 + 20)  # steps 3 to 10, and 6 and 7 once more
+    assert sum(found.values()) == pytest.approx(490)

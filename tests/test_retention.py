@@ -63,6 +63,23 @@ def test_rot_is_found_between_saves_and_leaves_a_sound_one(tmp_path, mesh, monke
     assert not retention.mark(ckpt.folder, 30).exists()
 
 
+def test_a_file_that_cannot_be_read_for_a_moment_marks_nothing(tmp_path, mesh, monkeypatch):
+    ckpt = checkpoint.Checkpointer(tmp_path)
+    ckpt.save(10, make_state(mesh, 10), {})
+    ckpt.wait()
+    ckpt._scrubber.wait()
+
+    def fail(path, sync=False):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retention.digests, "sha256", fail)
+        ckpt._scrubber.look([10, 99])  # 99 is not there
+        ckpt._scrubber.wait()
+    assert not retention.mark(ckpt.folder, 10).exists()
+    ckpt.close()
+
+
 def test_a_step_under_another_name_is_not_used(tmp_path, mesh):
     ckpt = checkpoint.Checkpointer(tmp_path)
     for step in (10, 20):

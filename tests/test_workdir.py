@@ -138,6 +138,14 @@ def test_a_change_that_is_meant_is_taken_over_and_written_down(tmp_path):
         start(tmp_path, CONFIG, "f2")
 
 
+def test_a_value_that_was_accepted_once_is_compared_like_any_other(tmp_path):
+    start(tmp_path, CONFIG, "f1")
+    start(tmp_path, change(optim__lr=0.002), "f1", accept=["optim.lr"])
+    start(tmp_path, CONFIG, "f1", accept=["optim.lr"])
+    with pytest.raises(ValueError, match="optim.lr: 0.001 there, 0.003 here"):
+        start(tmp_path, change(optim__lr=0.003), "f1")
+
+
 def test_an_accepted_name_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(workdir.RefusedError, match="--accept=optim.lrr names nothing of a run"):
         start(tmp_path, CONFIG, "f1", accept=["optim.lrr", "fingerprint", "weights.vae"])
