@@ -91,6 +91,18 @@ def test_a_step_under_another_name_is_not_used(tmp_path, mesh):
     assert (tmp_path / "damaged/99").is_dir()
 
 
+def test_a_meta_that_only_another_process_looked_at_is_a_problem_and_no_error(tmp_path, mesh):
+    ckpt = checkpoint.Checkpointer(tmp_path)
+    ckpt.save(10, make_state(mesh, 10), {})
+    ckpt.close()
+    meta = tmp_path / "checkpoints/10/meta/metadata"
+    assert checkpoint._renamed(tmp_path / "checkpoints/10") == ""
+    meta.write_text(meta.read_text()[:-3])
+    assert "meta is not readable" in checkpoint._renamed(tmp_path / "checkpoints/10")
+    meta.unlink()
+    assert "meta is not readable" in checkpoint._renamed(tmp_path / "checkpoints/10")
+
+
 @pytest.mark.parametrize("jump", [3600, -3600, 2, -2])
 def test_a_clock_that_jumps_harms_no_save(jump, tmp_path, mesh, monkeypatch):
     real, moved = time.time, [0]

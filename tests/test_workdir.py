@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import tiny
 from vidgen import train
 from vidgen.training import identity, workdir
+from vidgen.weights import digests
 
 CONFIG = {"optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "num_steps": 10, "checkpoint": {"every": 5}}
 FREE = ("num_steps", "checkpoint")
@@ -149,6 +150,8 @@ def test_a_value_that_was_accepted_once_is_compared_like_any_other(tmp_path):
 def test_an_accepted_name_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(workdir.RefusedError, match="--accept=optim.lrr names nothing of a run"):
         start(tmp_path, CONFIG, "f1", accept=["optim.lrr", "fingerprint", "weights.vae"])
+    with pytest.raises(workdir.RefusedError, match="--accept=weights.vea names no weights"):
+        start(tmp_path, CONFIG, "f1", contents={"vae": "a"}, accept=["weights.vea"])
     assert not list(tmp_path.iterdir())
 
 
@@ -201,3 +204,10 @@ def test_the_facts_of_a_start_hold_what_paths_hold_and_not_the_paths(tmp_path, m
     weights.write_bytes(bytes(reversed(range(256))) * 1000)
     other = workdir.Run(tmp_path, CONFIG | {"vae": str(weights)}, "f1").facts(["vae", "num_steps"])
     assert {name for name in facts if facts[name] != other[name]} == {"content of vae"}
+
+
+def test_no_path_holds_no_weights_though_the_current_folder_does(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 100)
+    monkeypatch.chdir(tmp_path)
+    assert digests.sample("") == "" and digests.sample("nothere") == ""
+    assert digests.sample(".") != ""

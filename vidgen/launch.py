@@ -115,14 +115,6 @@ class Run:
                 return exit_codes.REQUEUE
             number += 1
 
-    def starts(self) -> list[dict]:
-        """An account of the starts that ended, oldest first."""
-        path, found = self._folder / "starts.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # a line that was cut short
-                found.append(json.loads(line))
-        return found
-
     def _last_number(self) -> int:
         """Of the starts whose logs are here."""
         names = [path.name.partition("-")[0] for path in self._folder.glob("*-*.log")]

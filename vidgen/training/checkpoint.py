@@ -408,8 +408,11 @@ def _meta(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _renamed(folder: pathlib.Path) -> str:
-    """What is wrong with the name of a sound checkpoint, or ""."""
-    step = _meta(folder)["step"]
+    """What is wrong with the name of a checkpoint, or ""; another process may have found more."""
+    try:
+        step = _meta(folder)["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its meta is not readable ({error})"
     return "" if folder.name == str(step) else f"it is the checkpoint of step {step}, renamed"
 
 

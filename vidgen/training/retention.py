@@ -1,6 +1,5 @@
 """Which checkpoints are kept, and a thread that looks whether they are still what was written."""
 
-import os
 import pathlib
 import threading
 from collections.abc import Sequence
@@ -116,7 +115,4 @@ def write_mark(folder: pathlib.Path, step: int, problem: str) -> None:
 
 def forget(folder: pathlib.Path, step: int) -> None:
     """Removes a mark: the step is written anew."""
-    try:
-        os.unlink(mark(folder, step))
-    except FileNotFoundError:
-        return
+    mark(folder, step).unlink(missing_ok=True)

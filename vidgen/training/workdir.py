@@ -108,6 +108,12 @@ class Run:
             ranks.DisagreementError: If the processes have read different ones.
         """
         ranks.agree({f"weights.{name}": value for name, value in contents.items()})
+        known = [
+            f"weights.{name}" for name in (*contents, *(self._there or self.identity).contents)
+        ]
+        for name in self._accept:
+            if name.startswith("weights.") and name not in known:
+                raise RefusedError(f"--accept={name} names no weights: use {known or 'none'}.")
         self.identity = dataclasses.replace(self.identity, contents=dict(contents))
         if self._there is not None:
             self._compare(self._there, str(self.folder))

@@ -104,9 +104,9 @@ def sample(path: str | os.PathLike) -> str:
     Returns:
         Hexadecimal digits; "" where there is nothing of the kind.
     """
-    path = pathlib.Path(path)
-    if not str(path) or not path.exists():
+    if not os.fspath(path) or not os.path.exists(path):  # no path is not the current folder
         return ""
+    path = pathlib.Path(path)
     files = [path]
     if path.is_dir():
         files = sorted([*path.rglob("*.safetensors"), *path.rglob(DIGESTS)])
