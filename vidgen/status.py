@@ -10,6 +10,7 @@ import collections
 import json
 import pathlib
 
+import jax
 from absl import flags
 
 from vidgen.process import command_line, exit_codes
@@ -26,9 +27,10 @@ def events(workdir: pathlib.Path) -> list[dict]:
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        found += [event] if isinstance(event, dict) else []
     return found
 
 
@@ -37,7 +39,10 @@ def describe(workdir: pathlib.Path, verify: bool) -> tuple[str, bool]:
     lines, problems = [], 0
     saved = checkpoint.steps(workdir)
     for step in saved:
-        problem = digests.verify(workdir / "checkpoints" / str(step)) if verify else ""
+        folder = workdir / "checkpoints" / str(step)
+        problem = digests.verify(folder) if verify else ""
+        if not (folder / "meta").is_dir():
+            continue  # the run has removed it meanwhile
         problems += bool(problem)
         seen = (
             f"DAMAGED: {problem}" if problem else "sound" if verify else "not looked at (--verify)"
@@ -50,7 +55,7 @@ def describe(workdir: pathlib.Path, verify: bool) -> tuple[str, bool]:
         told = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
         lines.append(f"events: {told}; the last of them:")
         lines += [f"  {_short(event)}" for event in happened[-LAST_EVENTS:]]
-    if (workdir / "ledger").is_dir():
+    if goodput.read(workdir):
         lines += ["", goodput.describe(workdir)]
     return "\n".join(lines), not problems
 
@@ -69,6 +74,7 @@ def define_flags() -> None:
 
 def main(argv) -> int:
     del argv
+    jax.config.update("jax_platforms", "cpu")  # no memory of a card that the run has
     workdir = pathlib.Path(flags.FLAGS.workdir)
     with runs.refusing("status"):
         runs.load_config(workdir)
