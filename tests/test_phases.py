@@ -95,20 +95,20 @@ def test_limits_are_learnt_from_the_run_and_bounded(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(phases.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(phases.Phases, "_watch", lambda self: None)
-    mine = phases.Phases(LIMITS | {"floor": 3.0})
+    mine = phases.Phases(LIMITS | {"floor": 3.0, "compile": 90.0})
 
     def step(seconds, label="a"):
         mine.enter("step", 1, [label])
         now[0] += seconds
         return mine._seconds
 
-    assert step(50) == 60 and mine._phase == "compile"
-    assert step(9) == 60 and mine._phase == "step"  # the others may be compiling still
+    assert step(50) == 90 and mine._phase == "compile"
+    assert step(9) == 90 and mine._phase == "step"  # the others may be compiling still
     assert [step(0.1) for _ in range(20)] == [60] * 20  # as the config says, until it is known
     assert step(2.0) == 3.0  # five times 0.1 s is less than the floor
     assert step(0.1) == 10.0  # five times 2 s
-    assert step(50, "b") == 60 and mine._phase == "compile"  # a program of its own
-    assert step(9) == 60
+    assert step(50, "b") == 90 and mine._phase == "compile"  # a program of its own
+    assert step(9) == 90
     assert step(0.1) == 10.0  # which taught nothing
     assert step(30) == 10.0
     assert step(0.1) == 60  # never more than the config says
