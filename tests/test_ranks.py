@@ -140,6 +140,23 @@ while True:
         assert any(f"process {which} on" in texts[i] and "not answer" in texts[i] for i in others)
 
 
+def test_the_first_process_goes_after_one_that_is_still_taking_leave():
+    ends, _ = run_several(
+        """
+if ranks.index() == 2:
+    ranks._left.set()  # hears nothing
+    time.sleep(8)
+if ranks.index() == 1:
+    end = ranks.farewell(76, "stuck")  # waits for process 2
+    time.sleep(1.5)
+    ranks.leave(end.code)
+time.sleep(8)
+""",
+        3,
+    )
+    assert [code for code, *_ in ends[:2]] == [76, 76], ends
+
+
 def test_an_end_is_written_as_one_line_of_json():
     end = ranks.End(1, "host", 78, "full")
     assert json.loads(json.dumps(end.__dict__))["code"] == 78

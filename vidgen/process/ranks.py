@@ -211,13 +211,17 @@ def leave(code: int) -> NoReturn:
 
 
 def _see_off() -> None:
-    """Waits until all that have heard of the end are gone; for others not for long."""
+    """Waits until all that have heard of the end are gone; for others not for long.
+
+    One that has heard may itself be waiting, in `farewell`, for those that do not answer; JAX would
+    abort it if its service went first.
+    """
     begin = time.monotonic()
     others = set(range(count())) - {0}
-    while not others <= set(_found(_LEFT)):
+    while not others <= (left := set(_found(_LEFT))):
         awaited = others & set(_found(_HEARD))
         seconds = time.monotonic() - begin
-        if seconds > FAREWELL_SECONDS or (seconds > 1 and awaited <= set(_found(_LEFT))):
+        if seconds > 2 * FAREWELL_SECONDS or (seconds > 1 and awaited <= left):
             break
         time.sleep(POLL_SECONDS / 10)
 
@@ -249,7 +253,11 @@ def _listen() -> None:
                 continue
             return  # the service is gone: JAX ends this process
         _ending.acquire()
-        end = _hear(client)
+        try:
+            end = _hear(client)
+        except jax.errors.JaxRuntimeError:  # the service went meanwhile
+            _ending.release()
+            return
         ended(end)
         with contextlib.suppress(OSError):
             os.write(2, f"{end}\n".encode())
