@@ -29,7 +29,7 @@ _FEW_BUCKET = ("144p", 51)
 _DEVICES = {"train": (1, 8), "encode": (1, 8), "sample": (1,)}
 _LARGEST = 8  # collectives of a row
 _MEMORY = 0.95 * 80e9  # bytes of an H100 that a program may take
-_SMALL = 32e6  # bytes of collectives that need no reason: of norms, and of times and frame rates
+_SMALL = 32e6  # bytes of all-reduces that need no reason: of norms, and of small parameters
 # What a row takes from that of an equal program: all that the compiler found.
 _FOUND = ("peak_bytes", "argument_bytes", "temp_bytes", "output_bytes", "alias_bytes")
 _FOUND += ("collectives", "largest", "attention", "compile_seconds")
@@ -91,7 +91,7 @@ class Row:
             found.append(f"takes {self.peak_bytes / 1e9:.1f} GB, {_MEMORY / 1e9:.0f} are there")
         for kind in sorted(self.collectives.keys() | self.sent.keys()):
             size, want = sum(self.collectives.get(kind, {}).values()), self.sent.get(kind, 0)
-            if abs(size - want) > max(_SMALL, 0.05 * want):
+            if abs(size - want) > max(_SMALL * (kind == "all-reduce"), 0.05 * want):
                 found.append(f"{kind} of {size / 1e9:.2f} GB, not {want / 1e9:.2f}")
         return found
 

@@ -58,9 +58,9 @@ def test_a_row_shows_what_is_sent_and_why_it_failed():
 def test_a_row_tells_of_memory_collectives_and_errors():
     row = compile_h100.Row("train", "gradient", "240p", 51, 160, [1, 3], 8, 8.0e14)
     row.sent, row.peak_bytes = {"all-gather": 4_800_000_000}, 75_000_000_000
-    row.collectives = {"all-gather": {"fsdp": 4_840_000_000}, "all-to-all": {"fsdp": 2_000_000}}
+    row.collectives = {"all-gather": {"fsdp": 4_840_000_000}, "all-reduce": {"fsdp": 3_000_000}}
     assert row.problems == []
-    row.collectives["all-to-all"]["data"] = 40_000_000
+    row.collectives["all-to-all"] = {"data": 40_000_000}
     assert row.problems == ["all-to-all of 0.04 GB, not 0.00"]
     row.collectives, row.peak_bytes = {}, 77_000_000_000
     assert row.problems == ["takes 77.0 GB, 76 are there", "all-gather of 0.00 GB, not 4.80"]

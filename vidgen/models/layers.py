@@ -53,18 +53,24 @@ class Linear(nnx.Linear):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype, init=None) -> Linear:
-    """Dense layer with bias: Xavier-uniform kernel (or `init`) and zero bias."""
+def linear(inputs: int, outputs: int, *, init=None, **kinds) -> Linear:
+    """Dense layer with bias: Xavier-uniform kernel (or `init`) and zero bias.
+
+    Args:
+        inputs, outputs: Widths.
+        init: Of the kernel.
+        kinds: Arguments of nnx.Linear, `rngs` and `dtype` among them.
+    """
     init = init or nnx.initializers.xavier_uniform()
-    return Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
+    return Linear(inputs, outputs, kernel_init=init, **kinds)
 
 
 class MLP(nnx.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, inputs, hidden, outputs, *, rngs, dtype, activation, init1=None, init2=None):
-        self.fc1 = linear(inputs, hidden, rngs=rngs, dtype=dtype, init=init1)
-        self.fc2 = linear(hidden, outputs, rngs=rngs, dtype=dtype, init=init2)
+    def __init__(self, inputs, hidden, outputs, *, activation, init1=None, init2=None, **kinds):
+        self.fc1 = linear(inputs, hidden, init=init1, **kinds)
+        self.fc2 = linear(hidden, outputs, init=init2, **kinds)
         self.activation = activation
 
     def __call__(self, x):

@@ -32,6 +32,18 @@ def as_batch(tree):
     return jax.tree.map(promise, tree)
 
 
+def whole_kernel_dot(x, kernel, dimensions, **kinds):
+    """jax.lax.dot_general with a kernel that all devices of the mesh hold whole while it is used.
+
+    So the kernel is gathered before, and its gradient reduced after, to where the kernel lies.
+    Where rows are few vectors, the compiler would rather send the vectors to where columns of the
+    kernel lie, one device to all others.
+    """
+    if math.prod(dict(jax.sharding.get_abstract_mesh().shape).values()) > 1:
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+    return jax.lax.dot_general(x, kernel, dimensions, **kinds)
+
+
 def in_slices(f, x, size: int | None):
     """Returns f(x) for an `f` without ties between rows, `size` rows of each device at a time.
 

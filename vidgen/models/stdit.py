@@ -226,12 +226,13 @@ class STDiT(nnx.Module):
         # The reference leaves PyTorch's Conv3d default here: uniform within 1/sqrt(fan in).
         fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.x_embedder = layers.linear(patch_values, width, init=fan_in_uniform, **kinds)
-        silu = {"activation": jax.nn.silu, **kinds}
+        of_vectors = {"dot_general": places.whole_kernel_dot, **kinds}
+        silu = {"activation": jax.nn.silu, **of_vectors}
         self.t_embedder = layers.MLP(256, width, width, **silu)
         self.fps_embedder = layers.MLP(
             256, width, width, init1=nnx.initializers.normal(0.02), init2=_ZERO, **silu
         )
-        self.t_block = layers.linear(width, 6 * width, **kinds)
+        self.t_block = layers.linear(width, 6 * width, **of_vectors)
         self.y_embedder = CaptionEmbedder(text_width, text_tokens, width, **kinds)
         self.rope_freqs = nnx.Param(jnp.asarray(layers.rope_frequencies(width // heads)))
 
