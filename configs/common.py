@@ -84,6 +84,8 @@ def base() -> ConfigDict:
 
     config.checkpoint_every = 200  # steps
     config.checkpoint = ConfigDict({"keep": 3, "keep_every": 0})
+    # copies on each machine, as often as they take this share of the time; no folder: none
+    config.snapshot = ConfigDict({"folder": "", "share": 0.005})
     config.log = ConfigDict({"tensorboard": True, "wandb": ""})
     config.preview = ConfigDict({"every": 0, "settings": {}})  # settings of generate.Sampler
     # Seconds that a process may be in a phase; a step that took them is a hang. Once the run has
@@ -110,6 +112,7 @@ def full() -> ConfigDict:
     config.data.workers = 8
     config.optim.freeze = ("y_embedder/.*", "rope_freqs")
     config.mesh.fsdp = 8
+    config.snapshot.folder = "/dev/shm/vidgen"
     config.frozen_sharding = (("text/.*kernel", (None, "fsdp")), (".*", ()))
     return config
 

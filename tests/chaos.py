@@ -99,6 +99,8 @@ OTHER = (
     "half a step is left",
     "another config",
     "a second run",
+    "a snapshot is damaged",
+    "a snapshot is gone",
 )
 KINDS = (*CODE, *SIGNALS, *STORAGE, *OTHER)
 
@@ -120,6 +122,9 @@ class Trial:
         self.faults = rng.sample(kinds, k=min(len(kinds), rng.choice((1, 1, 2))))
         if "a second run" in self.faults:  # which would go on where another fault stopped the first
             self.faults = ["a second run"]
+        self._snapshots = folder / "snapshots"
+        self._keeps = ["--config.snapshot.share=0.3"]  # in half of the trials
+        self._keeps += [f"--config.snapshot.folder={self._snapshots}"] * rng.randrange(2)
         self.codes: list[int] = []
         self.seconds: list[float] = []  # from a fault from outside to the next reported step
         self._process: subprocess.Popen | None = None
@@ -158,7 +163,7 @@ class Trial:
         with open(self.folder / "log.txt", "ab") as log:
             return toy.start_module(
                 "vidgen.launch",
-                [*flags, *self._command, *LIMITS],
+                [*flags, *self._command, *LIMITS, *self._keeps],
                 stderr=log,
                 HOOK_FAULTS=str(self.folder / "faults"),
             )
@@ -227,6 +232,10 @@ class Trial:
         newest = self.run / "checkpoints" / str(steps[-1])
         if kind == "a step is renamed" and len(steps) > 1:
             newest.rename(newest.with_name("999"))
+        elif kind.startswith("a snapshot"):
+            found = sorted(self._snapshots.parent.glob("snapshots-*/*/*/*.snapshot"))
+            for file in found[:1]:
+                flip(file, self._rng) if kind == "a snapshot is damaged" else file.unlink()
         elif kind == "half a step is left":
             half = newest.with_name(f"{steps[-1] + 1}.orbax-checkpoint-tmp")
             (half / "params").mkdir(parents=True)

@@ -263,6 +263,13 @@ def test_a_full_disk_is_told_before_anything_is_written(saved, mesh, monkeypatch
     ckpt.close()
 
 
+def test_a_folder_that_is_gone_is_told_as_storage(tmp_path, mesh):
+    ckpt = checkpoint.Checkpointer(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(checkpoint.SaveError, match="the folder cannot be used"):
+        ckpt.save(1, make_state(mesh), {})
+
+
 def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_rest(saved, mesh, monkeypatch):
     def fail(folder):
         raise OSError(28, "No space left on device")

@@ -98,3 +98,10 @@ def test_a_start_that_restored_nothing_and_an_older_checkpoint_are_reckoned_with
     found = goodput.classes(starts)
     assert found["recomputed"] == pytest.approx(80 + 20)  # steps 3 to 10, and 6 and 7 once more
     assert sum(found.values()) == pytest.approx(490)
+
+
+def test_a_process_of_some_starts_alone_does_not_count_as_down_in_the_others(folder):
+    start(folder, 1, 1130.0, [line(10, 22, start=10, goes_on_from=22), line(20, 30, step=10)])
+    told = goodput.describe(folder)
+    (row,) = (text.split() for text in told.splitlines() if text.startswith("down"))
+    assert row[1:] == ["20.0", "13.33%"]

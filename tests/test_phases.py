@@ -62,7 +62,7 @@ def test_a_stuck_process_ends_and_keeps_its_stacks(kind, tmp_path):
     assert "stuck_here" in text and "HANG" in err
     assert "stuck_here" in " ".join(stacks.main_thread(text))
     if kind == "python":
-        assert 'no progress in "step" of step 4 for 1 s' in text
+        assert 'no progress in "step" of step 4 for 1 s (limits.step)' in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,6 +112,23 @@ def test_limits_are_learnt_from_the_run_and_bounded(monkeypatch):
     assert step(0.1) == 10.0  # which taught nothing
     assert step(30) == 10.0
     assert step(0.1) == 60  # never more than the config says
+
+
+def test_a_phase_may_have_a_floor_of_its_own_and_its_end_says_where_a_limit_is_from(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(phases.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(phases.Phases, "_watch", lambda self: None)
+    mine = phases.Phases(LIMITS | {"floor": 3.0}, save=7.0)
+    for _ in range(30):
+        for phase in ("data", "save"):
+            mine.enter(phase, 1)
+            now[0] += 0.1
+    mine.enter("save", 1)
+    assert mine._seconds == 7 and "limits.floor" in mine._source
+    mine.enter("data", 1)
+    assert mine._seconds == 3 and "limits.floor" in mine._source
+    mine.enter("step", 1)
+    assert mine._seconds == 60 and mine._source == "limits.step"
 
 
 def test_seconds_are_added_up_by_phase(tmp_path, monkeypatch):

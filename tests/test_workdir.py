@@ -147,6 +147,19 @@ def test_a_value_that_was_accepted_once_is_compared_like_any_other(tmp_path):
         start(tmp_path, change(optim__lr=0.003), "f1")
 
 
+def test_a_folder_that_another_run_took_while_this_one_started_is_refused(tmp_path):
+    late = workdir.Run(tmp_path, CONFIG, "data")
+    start(tmp_path, change(optim__lr=0.5), "data")
+    with pytest.raises(workdir.RefusedError, match="taken by another run while this one started"):
+        late.lock()
+
+
+def test_a_run_has_one_id_in_all_its_starts_and_another_folder_another(tmp_path):
+    start(tmp_path / "a", CONFIG, "data")
+    ids = {workdir.Run(tmp_path / name, CONFIG, "data").id for name in ("a", "a", "b")}
+    assert len(ids) == 2
+
+
 def test_an_accepted_name_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(workdir.RefusedError, match="--accept=optim.lrr names nothing of a run"):
         start(tmp_path, CONFIG, "f1", accept=["optim.lrr", "fingerprint", "weights.vae"])

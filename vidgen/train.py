@@ -20,6 +20,7 @@ from vidgen.tasks import loaders
 from vidgen.training import checkpoint, data, metrics, resolve, sharding, train_state, workdir
 from vidgen.training import micro_steps as micro_steps_lib
 from vidgen.training import numbers as numbers_lib
+from vidgen.training import tiers as tiers_lib
 from vidgen.weights import tree_files
 
 # What another start of the same run may set anew: cadences, and how and where things are computed.
@@ -27,14 +28,14 @@ from vidgen.weights import tree_files
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")
 MAY_CHANGE += ("data.bad_limit", "data.path", "frozen_sharding", "limits", "log", "max_refused")
 MAY_CHANGE += ("mesh", "microbatches", "model.remat", "model.unroll", "num_steps", "preview")
-MAY_CHANGE += ("sharding", "start_from", "stop_after_seconds", "text.folder", "vae.slice_pixels")
-MAY_CHANGE += ("vae.weights",)
+MAY_CHANGE += ("sharding", "snapshot", "start_from", "stop_after_seconds", "text.folder")
+MAY_CHANGE += ("vae.slice_pixels", "vae.weights")
 # What the processes of one start may have each their own way: paths, compared by content, and help.
 PER_PROCESS = ("data.path", "data.workers", "start_from", "text.folder", "vae.weights")
 
 
 def train(config, folder, accept=()) -> int:
-    """Trains to `config.num_steps`, from the newest checkpoint in `folder` if there is one.
+    """Trains to `config.num_steps`, from the newest state that is kept of it, if any.
 
     `accept` names what another start may change besides MAY_CHANGE; see `workdir.Run`.
 
@@ -44,7 +45,8 @@ def train(config, folder, accept=()) -> int:
     Raises:
         ValueError: If config, data and folder do not fit each other; nothing is written then.
     """
-    phases = phases_lib.Phases(config.limits)
+    floors = {"data": 2 * config.data.deadline_seconds, "save": checkpoint.LIMIT_SECONDS}
+    phases = phases_lib.Phases(config.limits, **floors)
     with endings.refusing():
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
         loader = loaders.make_loader(config, task, folder)
@@ -66,13 +68,13 @@ def train(config, folder, accept=()) -> int:
         phases.open(folder)
         runtime.stop_when(folder, config.stop_after_seconds)
         phases.enter("restore")
-        ckpt = checkpoint.Checkpointer(folder, **config.checkpoint.to_dict())
-        restored = ckpt.restore(wanted, run.check)
+        tiers = tiers_lib.Tiers(run, config)
+        restored = tiers.restore(wanted)
         changed = run.keep()
     with jax.set_mesh(mesh):
         fresh = jax.jit(init, out_shardings=places)
         seeded = lambda: train_state.start_from(fresh(jax.random.key(config.seed)), given)
-        state = restored[0] if restored else seeded()
+        state = restored or seeded()
         start = int(state.step)
 
         def place(pair):
@@ -85,7 +87,7 @@ def train(config, folder, accept=()) -> int:
         batches = data.Prefetch(micro_steps.iterate(start), place)
         update = train_state.Update(task, tx, config, places)
         log = metrics.Logger(folder, config.num_steps, start, **config.log.to_dict())
-        tell = loader.clip_ids, log.note, ckpt.close
+        tell = loader.clip_ids, log.note, tiers.close
         numbers = numbers_lib.Numbers(folder, config.max_refused, *tell)
         phases.note(goes_on_from=start)
         for line in resolve.describe(config, changed, start):
@@ -99,13 +101,13 @@ def train(config, folder, accept=()) -> int:
             state, step_metrics = update(state, frozen, taken)
             numbers.step(step, step_metrics, plan)
             log.step(step, step_metrics, **micro_steps_lib.work(plan, task))
-            ckpt.check()
+            tiers.check()
             stopped = runtime.should_stop()
-            if step % config.checkpoint_every == 0 or step == config.num_steps or stopped:
+            if tiers.is_due(step, stopped):
                 phases.enter("save")
                 numbers.check(state)
                 log.flush()
-                ckpt.save(step, state, run.meta(step), numbers.suspicious)
+                tiers.save(step, state, stopped, numbers.suspicious)
             if config.preview.every and step % config.preview.every == 0:
                 phases.enter("preview")
                 for name, videos in task.preview(state.ema, frozen, taken[-1][0]).items():
@@ -113,7 +115,7 @@ def train(config, folder, accept=()) -> int:
             if stopped:
                 break
         phases.enter("close")
-        ckpt.close()
+        tiers.finish()
         log.close()
         ranks.finish()
         phases.close()

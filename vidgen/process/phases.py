@@ -35,10 +35,11 @@ class Phases:
     Args:
         limits: Seconds that each phase may take, by name; `floor` is the least limit that is learnt
             from the run.
+        floors: The least that is learnt for some phases, whose parts have limits of their own.
     """
 
-    def __init__(self, limits: Mapping[str, float]):
-        self._limits = dict(limits)
+    def __init__(self, limits: Mapping[str, float], **floors: float):
+        self._limits, self._floors = dict(limits), floors
         self._lock = threading.Condition(threading.RLock())
         self._recent: dict[tuple, collections.deque] = {}  # seconds, by phase and labels
         self._learnt: dict[tuple, float] = {}
@@ -128,9 +129,10 @@ class Phases:
             self._guard.wait()
 
     def _expect(self, phase: str, is_new: bool) -> None:
-        limit = self._limits[phase]
-        if not is_new and self._key in self._learnt:
-            limit = min(limit, self._learnt[self._key])
+        limit, self._source = self._limits[phase], f"limits.{phase}"
+        learnt = math.inf if is_new else self._learnt.get(self._key, math.inf)
+        if learnt < limit:
+            limit, self._source = learnt, "learnt from the run; limits.floor is the least"
         self._is_new, self._seconds = is_new, limit
         self._deadline = time.monotonic() + limit
         if self._beat:
@@ -141,7 +143,8 @@ class Phases:
         recent.append(seconds)
         if len(recent) >= LEARNT and (len(recent) < 100 or len(recent) % 50 == 0):
             p99 = sorted(recent)[math.ceil(0.99 * len(recent)) - 1]
-            self._learnt[key] = max(self._limits["floor"], TIMES_P99 * p99)
+            floor = max(self._limits["floor"], self._floors.get(key[0], 0.0))
+            self._learnt[key] = max(floor, TIMES_P99 * p99)
 
     def _line(self, **facts) -> None:
         """Adds a line: the seconds of each phase since the line before, and facts."""
@@ -170,6 +173,7 @@ class Phases:
             else:
                 return
             what = f'no progress in "{self._phase}" of step {self._step} for {self._seconds:g} s'
+            what += f" ({self._source})"
             self._line(hang=round(self._seconds, 3))
         self._let_end()
         self._dump(what)

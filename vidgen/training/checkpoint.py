@@ -6,6 +6,7 @@ background and commits it with one rename. The digests of all files are part of 
 nothing is loaded that differs from them.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -29,6 +30,7 @@ from vidgen.weights import digests, tree_files
 PyTree = Any
 
 ITEMS = ("params", "ema", "opt_state")
+LIMIT_SECONDS = 900.0  # for a save in the background
 _NEVER = 7 * 24 * 3600  # seconds
 _POLL_SECONDS = 0.01
 
@@ -71,7 +73,7 @@ class Checkpointer:
         *,
         keep: int = 3,
         keep_every: int | None = None,
-        limit_seconds: float = 900.0,
+        limit_seconds: float = LIMIT_SECONDS,
     ):
         if keep < 1:
             raise ValueError(
@@ -131,7 +133,7 @@ class Checkpointer:
         trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
         self._needed_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
         # All processes must agree, or those that go on would wait for the others.
-        free_bytes = _minimum(shutil.disk_usage(self.folder).free)
+        free_bytes = _minimum(self._free_bytes(step))
         if free_bytes < 1.02 * self._needed_bytes + 2**20:  # 2 %: metadata
             raise self._error(step, "the disk has no room")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -294,8 +296,16 @@ class Checkpointer:
             reason = "the disk is full"
         raise self._error(step, reason) from error
 
+    def _free_bytes(self, step: int) -> int:
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise self._error(step, f"the folder cannot be used ({error.strerror})") from error
+
     def _error(self, step: int, reason: str) -> SaveError:
-        free = shutil.disk_usage(self.folder).free
+        free = 0
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self.folder).free
         kept = ", ".join(map(str, self.steps())) or "none yet"
         return SaveError(
             f"The checkpoint of step {step} was NOT written to {self.folder}: {reason}. It needs "

@@ -123,13 +123,14 @@ def describe(folder: pathlib.Path) -> str:
         raise ValueError(
             f"{folder} has no ledger: give the --workdir of a run that vidgen.train has begun."
         )
-    total = collections.Counter()
-    for starts in runs.values():
+    total, most = collections.Counter(), max(map(len, runs.values()))
+    whole = [starts for starts in runs.values() if len(starts) == most]  # that were always there
+    for starts in whole:
         total.update(classes(starts))
     seconds = sum(total.values())
     lines = [f"{'class':<12}{'seconds':>12}{'share':>9}"]
     for name, spent in total.most_common():
-        lines.append(f"{name:<12}{spent / len(runs):>12.1f}{spent / seconds:>9.2%}")
+        lines.append(f"{name:<12}{spent / len(whole):>12.1f}{spent / seconds:>9.2%}")
     good = sum(total[name] for name in USEFUL) / seconds
     lines.append(f"{good:.2%} of the time brought the run forward.")
     first = next(iter(runs.values()))

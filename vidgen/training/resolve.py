@@ -66,6 +66,8 @@ def _check_numbers(config) -> None:
         wrong.append(f"ema_decay={config.ema_decay}: use 0 to 1.")
     if not (math.isfinite(config.schedule.lr) and config.schedule.lr >= 0):
         wrong.append(f"schedule.lr={config.schedule.lr}: use a finite number of 0 or more.")
+    if not 0 < config.snapshot.share < 1:
+        wrong.append(f"snapshot.share={config.snapshot.share}: use more than 0 and less than 1.")
     wrong += [
         f"limits.{name}={seconds}: use more than 0."
         for name, seconds in config.limits.to_dict().items()

@@ -37,6 +37,9 @@ class Run:
             covers the fields under it.
         accept: Names of other differences that are meant: they are taken over and written down.
 
+    Attributes:
+        id: Of the run, in all of its starts; from `lock` on the same in all processes.
+
     Raises:
         RefusedError: If the folder holds a data set, or belongs to another run, with each field
             that differs.
@@ -54,19 +57,21 @@ class Run:
         self.identity = identity_lib.Identity.of(config, fingerprint)
         self._may_change, self._accept = tuple(may_change), tuple(accept)
         self._path = self.folder / "run.json"
-        self._there, self._accepted = None, []
+        self._there, self._accepted, self.id = None, [], uuid.uuid4().hex
         self._lock = None
         if (self.folder / "meta.json").exists():
             raise RefusedError(
                 f"{workdir} holds a data set (meta.json): give another workdir, where the run "
                 "keeps its own files."
             )
-        if self._path.exists():
+        self._text = self._read()
+        if self._text is not None:
             try:
-                found = json.loads(self._path.read_text())
+                found = json.loads(self._text)
                 self._there = identity_lib.Identity.read(found)
                 self._accepted = [tuple(entry) for entry in found.get("accepted", [])]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self.id = str(found.get("id", self.id))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RefusedError(
                     f"{self._path} is not readable ({error}): it should say which run {workdir} "
                     "belongs to. Restore it, or use another workdir."
@@ -160,6 +165,11 @@ class Run:
                 ) from None
             except OSError:
                 pass  # a file system without locks
+            if self._read() != self._text:
+                raise RefusedError(
+                    f"{self.folder} was taken by another run while this one started: start again, "
+                    "or give another workdir."
+                )
             token = uuid.uuid4().hex
             who = f"process {os.getpid()} on {socket.gethostname()}"
             started = time.strftime("%Y-%m-%d %H:%M:%S%z")
@@ -167,7 +177,7 @@ class Run:
             self._lock.write(f"{who} since {started} ({token})\n")
             self._lock.flush()
             os.fsync(self._lock.fileno())
-        token = ranks.gather("lock", token)[0]
+        token, self.id = ranks.gather("lock", f"{token} {self.id}")[0].split(" ", 1)
         try:
             ranks.agree({f"workdir {self.folder.absolute()} is shared": _sees(path, token)})
         except ranks.DisagreementError as error:
@@ -189,7 +199,7 @@ class Run:
         anew = [(name, *(None if x is ... else x for x in values)) for name, *values in anew]
         accepted = [entry for entry in anew if not self._is_free(entry[0])]
         self._accepted += accepted
-        run = {**dataclasses.asdict(self.identity), "accepted": self._accepted}
+        run = {"id": self.id, **dataclasses.asdict(self.identity), "accepted": self._accepted}
         run = json.loads(json.dumps(run))
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,6 +210,12 @@ class Run:
                 with open(self.folder / "events.jsonl", "a") as file:
                     file.write(json.dumps(event) + "\n")
         return anew
+
+    def _read(self) -> str | None:
+        try:
+            return self._path.read_text() if self._path.exists() else None
+        except (OSError, ValueError) as error:
+            raise RefusedError(f"{self._path} is not readable ({error}): restore it.") from error
 
     def _is_free(self, name: str) -> bool:
         return identity_lib.covers(self._may_change, name)
