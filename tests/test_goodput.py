@@ -105,3 +105,12 @@ def test_a_process_of_some_starts_alone_does_not_count_as_down_in_the_others(fol
     told = goodput.describe(folder)
     (row,) = (text.split() for text in told.splitlines() if text.startswith("down"))
     assert row[1:] == ["20.0", "13.33%"]
+
+
+def test_a_run_knows_its_classes_while_it_goes_on(folder):
+    whole = goodput.classes(goodput.read(folder)[0])
+    last = {"start": 10.0, "step": 9.0, "close": 1.0}
+    account = goodput.Account(folder, lambda: last)
+    assert account.shares() == pytest.approx({name: s / 150 for name, s in whole.items()})
+    assert next(iter(account.shares())) == "step"
+    assert account.describe().startswith("0:02:30 in 3 starts: step 32.7%, start 17.3%")

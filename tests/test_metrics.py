@@ -121,6 +121,23 @@ def test_previews_are_files_that_play(tmp_path):
     assert Image.open(tmp_path / "previews" / names[2]).size == (18, 16)
 
 
+def test_trackers_get_where_the_time_goes_with_each_checkpoint(tmp_path, capsys):
+    got = []
+    tracker = types.SimpleNamespace(
+        scalars=lambda step, values: got.append((step, values)), close=lambda: None
+    )
+    account = types.SimpleNamespace(shares=lambda: {"step": 0.9}, describe=lambda: "0:00:10 in all")
+    settings = {"trackers": [lambda: tracker], "account": account, "tensorboard": False}
+    log = metrics.Logger(tmp_path, 9, **settings)
+    log.step(1, {"loss": 1.0})
+    log.step(2, {"loss": 1.0})
+    log.flush()
+    log.flush()  # nothing new
+    log.close()
+    assert (2, {"time/step": 0.9}) in got and len(got) == 3
+    assert "0:00:10 in all" in capsys.readouterr().err
+
+
 def test_tensorboard_gets_scalars_and_videos(tmp_path):
     log = metrics.Logger(tmp_path, 2, line_seconds=1000)
     log.step(1, {"loss": jnp.float32(0.5)})

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -40,7 +41,8 @@ def vae(root):
 @pytest.fixture(scope="module")
 def finished(root, latents, vae):
     """The workdir of a run that has done all its steps; the tests work on copies."""
-    toy.run(toy.text_to_video(latents, root / "finished", vae))
+    err = toy.run(toy.text_to_video(latents, root / "finished", vae))
+    assert re.search(r"^0:\d\d:\d\d in 1 start: .*step \d+\.\d%", err, re.MULTILINE), err
     return root / "finished"
 
 

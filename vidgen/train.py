@@ -17,10 +17,11 @@ from vidgen import tasks
 from vidgen.process import command_line, endings, exit_codes, ranks, runtime
 from vidgen.process import phases as phases_lib
 from vidgen.tasks import loaders
-from vidgen.training import checkpoint, data, metrics, resolve, sharding, train_state, workdir
+from vidgen.training import checkpoint, data, goodput, metrics, resolve, sharding, train_state
 from vidgen.training import micro_steps as micro_steps_lib
 from vidgen.training import numbers as numbers_lib
 from vidgen.training import tiers as tiers_lib
+from vidgen.training import workdir as workdir_lib
 from vidgen.weights import tree_files
 
 # What another start of the same run may set anew: cadences, and how and where things are computed.
@@ -59,7 +60,7 @@ def train(config, folder, accept=()) -> int:
         places = sharding.by_path(abstract, config.sharding, mesh)
         wanted = sharding.placed(abstract, places)
         resolve.check(config, task, tx, abstract, loader)
-        run = workdir.Run(folder, config, loader.fingerprint, MAY_CHANGE, accept)
+        run = workdir_lib.Run(folder, config, loader.fingerprint, MAY_CHANGE, accept)
         ranks.agree(run.facts(PER_PROCESS))
         given = train_state.given_params(config, checkpoint.steps(folder), wanted.params)
         frozen = task.load_frozen(mesh, loader.kind)
@@ -86,10 +87,11 @@ def train(config, folder, accept=()) -> int:
 
         batches = data.Prefetch(micro_steps.iterate(start), place)
         update = train_state.Update(task, tx, config, places)
-        log = metrics.Logger(folder, config.num_steps, start, **config.log.to_dict())
+        phases.note(goes_on_from=start)
+        settings = config.log.to_dict() | {"account": goodput.Account(folder, phases.seconds)}
+        log = metrics.Logger(folder, config.num_steps, start, **settings)
         tell = loader.clip_ids, log.note, tiers.close
         numbers = numbers_lib.Numbers(folder, config.max_refused, *tell)
-        phases.note(goes_on_from=start)
         for line in resolve.describe(config, changed, start):
             log.note(line)
         stopped = False

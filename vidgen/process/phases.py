@@ -45,7 +45,8 @@ class Phases:
         self._learnt: dict[tuple, float] = {}
         self._key: tuple = ()
         self._seen: dict[str, set[str]] = {}  # labels, by phase
-        self._spent: collections.Counter[str] = collections.Counter()
+        self._spent: collections.Counter[str] = collections.Counter()  # since the last line
+        self._total: collections.Counter[str] = collections.Counter()  # before that
         self._origin = time.monotonic() - _age()
         self._written = self._since = self._origin
         self._phase, self._step, self._deadline, self._seconds = "start", 0, math.inf, math.inf
@@ -116,6 +117,12 @@ class Phases:
         with self._lock:
             self._line(**facts)
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds in each phase since this process began."""
+        with self._lock:
+            now = {self._phase: time.monotonic() - self._since}
+            return dict(self._total + self._spent + collections.Counter(now))
+
     def close(self) -> None:
         """Ends the last phase, and the watch."""
         with self._lock:
@@ -154,6 +161,7 @@ class Phases:
         if self._file is None:
             return
         spent = {name: round(seconds, 4) for name, seconds in self._spent.items() if seconds}
+        self._total.update(self._spent)
         self._spent.clear()
         line = {"at": round(now - self._origin, 4), "step": self._step, "phase": self._phase}
         line |= {"spent": spent, **facts}

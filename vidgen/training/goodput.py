@@ -7,9 +7,12 @@ ended past its limit; and `down`, between the last sign of one start and the beg
 
 import collections
 import dataclasses
+import datetime
+import functools
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from vidgen.process import exit_codes
 
@@ -38,10 +41,41 @@ class Start:
         return max((line["step"] for line in self.lines), default=0)
 
 
-def read(folder: pathlib.Path) -> dict[int, list[Start]]:
+class Account:
+    """The classes of the first process over all starts, while the last of them goes on.
+
+    Args:
+        folder: The working folder; the steps that this start goes on from stand in its ledger.
+        now: Seconds in each phase of this start so far.
+    """
+
+    def __init__(self, folder: str | os.PathLike, now: Callable[[], Mapping[str, float]]):
+        self._folder, self._now = pathlib.Path(folder), now
+
+    @functools.cached_property
+    def _before(self) -> tuple[dict[str, float], int]:
+        """(classes of the starts before this one, how many starts there are)."""
+        *before, this = read(self._folder, 0)[0]
+        return classes([*before, dataclasses.replace(this, lines=[])]), len(before) + 1
+
+    def shares(self) -> dict[str, float]:
+        """Of all the time, by class."""
+        total = collections.Counter(self._before[0])
+        total.update(self._now())
+        return {name: seconds / sum(total.values()) for name, seconds in total.most_common()}
+
+    def describe(self) -> str:
+        """The same in a line."""
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares().items())
+        before, starts = self._before
+        spent = datetime.timedelta(seconds=round(sum([*before.values(), *self._now().values()])))
+        return f"{spent} in {starts} start{'s' * (starts > 1)}: {shares}"
+
+
+def read(folder: pathlib.Path, process: int | None = None) -> dict[int, list[Start]]:
     """{process: its starts in their order} of a working folder; lines cut short are left out."""
     found = collections.defaultdict(list)
-    for path in (folder / "ledger").glob("*.jsonl"):
+    for path in (folder / "ledger").glob(f"*-{'*' if process is None else process}.jsonl"):
         lines = []
         for text in path.read_text(errors="replace").splitlines():
             try:

@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from data_pipelines.media import encoding
+from vidgen.training import goodput
 from vidgen.training import trackers as trackers_lib
 from vidgen.weights import digests
 
@@ -39,6 +40,7 @@ class Logger:
         wandb: The Weights & Biases project, or "" for none.
         line_seconds: Where there is no terminal for a progress bar, a line comes this often.
         trackers: Makes further trackers.
+        account: Where the time goes: trackers get it with each checkpoint, and a line at the end.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Logger:
         wandb: str = "",
         line_seconds: float = 10.0,
         trackers: Sequence[Callable[[], trackers_lib.Tracker]] = (),
+        account: goodput.Account | None = None,
     ):
         self._active = jax.process_index() == 0
         self._pending: tuple[int, Mapping[str, Any], dict[str, Any]] | None = None
@@ -69,7 +72,7 @@ class Logger:
         if wandb:
             makers.append(lambda: trackers_lib.WandB(self._folder, wandb))
         self._trackers = [trackers_lib.Guarded(make) for make in makers]
-        self._total, self._rates = total_steps, Rates()
+        self._total, self._rates, self._account = total_steps, Rates(), account
         self._progress = _Progress(total_steps, start_step, line_seconds)
 
     def step(
@@ -138,14 +141,22 @@ class Logger:
 
         Comes before a checkpoint: a run that goes on from one does not report the steps before it.
         """
-        if self._active:
-            self._flush(clean=True)
+        if not self._active:
+            return
+        step = self._pending and self._pending[0]
+        self._flush(clean=True)
+        if self._account and step is not None:
+            shares = {f"time/{name}": share for name, share in self._account.shares().items()}
+            for tracker in self._trackers:
+                tracker.send("scalars", step, shares)
 
     def close(self) -> None:
         """Reports the last step and ends the trackers."""
         if not self._active:
             return
         self._flush(clean=True)
+        if self._account:
+            self._progress.note(self._account.describe())
         self._progress.close()
         self._file.close()
         for tracker in self._trackers:
