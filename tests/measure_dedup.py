@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import pyarrow as pa
 import tqdm
 from PIL import Image
 
@@ -142,8 +143,9 @@ def search_seconds(number: int, pictures: int, limit: int) -> float:
         ],
         axis=1,
     )
-    hashes = [row.tobytes() for row in words_NP]
-    facts = {"pixels": [1] * number, "seconds": [1] * number, "ids": list(map(str, range(number)))}
+    hashes = pa.chunked_array([[row.tobytes() for row in words_NP]])
+    ids = pa.chunked_array([list(map(str, range(number)))])
+    facts = {"pixels": [1] * number, "seconds": [1] * number, "ids": ids}
     begin = time.process_time()
     dedup.near(hashes, limit, **facts)
     return time.process_time() - begin

@@ -1,7 +1,13 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_pipelines.stages import dedup
+
+
+def near(hashes, distance, *, ids, **facts):
+    column = pa.chunked_array([ids[:3], ids[3:]], pa.string())
+    return dedup.near(pa.chunked_array([hashes], pa.binary()), distance, ids=column, **facts)
 
 
 def bits(one, other):
@@ -36,38 +42,43 @@ def by_comparing_all(hashes, distance, pixels, seconds, ids):
     return instead
 
 
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])  # pairs that are compared as a matrix
 @pytest.mark.parametrize("small", [512, 4])  # 4: groups are split as those of a million clips are
 @pytest.mark.parametrize(("frames", "distance"), [(1, 0), (1, 5), (3, 3), (4, 6)])
-def test_the_search_finds_what_comparing_all_pairs_finds(frames, distance, small, monkeypatch):
+def test_the_search_finds_what_comparing_all_pairs_finds(
+    frames, distance, small, block, monkeypatch
+):
     monkeypatch.setattr(dedup, "_SMALL", small)
     monkeypatch.setattr(dedup, "_FEW", small)
     monkeypatch.setattr(dedup, "_AT_ONCE", small)
+    monkeypatch.setattr(dedup, "_BLOCK", block)
+    monkeypatch.setattr(dedup, "_IN_CACHE", 7)
     hashes, facts = clips(np.random.default_rng(distance), 160, frames, distance)
-    found = dedup.near(hashes, distance, **facts)
+    found = near(hashes, distance, **facts)
     assert found == by_comparing_all(hashes, distance, **facts)
     assert len(found) > 30
 
 
 def test_of_two_the_larger_then_the_longer_then_the_first_is_kept():
     same = {"hashes": [b"12345678"] * 3, "distance": 0, "ids": ["b", "a", "c"]}
-    assert dedup.near(**same, pixels=[1, 1, 2], seconds=[9, 9, 1]) == {0: 2, 1: 2}
-    assert dedup.near(**same, pixels=[1, 1, 1], seconds=[1, 2, 1]) == {0: 1, 2: 1}
-    assert dedup.near(**same, pixels=[1, 1, 1], seconds=[1, 1, 1]) == {0: 1, 2: 1}
+    assert near(**same, pixels=[1, 1, 2], seconds=[9, 9, 1]) == {0: 2, 1: 2}
+    assert near(**same, pixels=[1, 1, 1], seconds=[1, 2, 1]) == {0: 1, 2: 1}
+    assert near(**same, pixels=[1, 1, 1], seconds=[1, 1, 1]) == {0: 1, 2: 1}
 
 
 def test_likeness_is_not_handed_on_along_a_chain():
     chain = [bytes(7) + bytes([value]) for value in (0b0, 0b11, 0b1111, 0b111111)]
-    found = dedup.near(chain, 2, pixels=[4, 3, 2, 1], seconds=[1] * 4, ids=list("abcd"))
+    found = near(chain, 2, pixels=[4, 3, 2, 1], seconds=[1] * 4, ids=list("abcd"))
     assert found == {1: 0, 3: 2}  # c is 4 bits from a, and b is not there any more
 
 
 def test_clips_without_hashes_or_of_other_lengths_are_never_alike():
     hashes = [None, None, b"", b"", bytes(8), bytes(16)]
-    assert dedup.near(hashes, 32, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef")) == {}
+    assert near(hashes, 32, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef")) == {}
     with pytest.raises(ValueError, match="distance=33"):
-        dedup.near(hashes, 33, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef"))
+        near(hashes, 33, pixels=[1] * 6, seconds=[1] * 6, ids=list("abcdef"))
     with pytest.raises(ValueError, match="clip 'a' has a hash of 7 bytes"):
-        dedup.near([bytes(7)], 3, pixels=[1], seconds=[1], ids=["a"])
+        near([bytes(7)], 3, pixels=[1], seconds=[1], ids=["a"])
 
 
 def test_a_black_corner_of_the_web_is_no_quadratic_wait():
@@ -77,7 +88,7 @@ def test_a_black_corner_of_the_web_is_no_quadratic_wait():
     words[: n // 3, 3] = rng.integers(0, 1 << 63, n // 3).astype(np.uint64)
     hashes = [row.astype(">u8").tobytes() for row in words]
     facts = {"pixels": [1] * n, "seconds": [1] * n, "ids": [f"{i:06d}" for i in range(n)]}
-    assert len(dedup.near(hashes, 4, **facts)) >= 2 * n // 3 - 1
+    assert len(near(hashes, 4, **facts)) >= 2 * n // 3 - 1
 
 
 @pytest.mark.parametrize("n", [2_000, 8_000])
@@ -96,9 +107,13 @@ def test_look_alikes_are_compared_with_what_is_kept_alone(n, monkeypatch):
     monkeypatch.setattr(dedup, "_compare", counted)
     hashes = [row.astype(">u8").tobytes() for row in words]
     facts = {"pixels": [1] * n, "seconds": [1] * n, "ids": [f"{i:06d}" for i in range(n)]}
-    assert len(dedup.near(hashes, 8, **facts)) == n - 1
+    assert len(near(hashes, 8, **facts)) == n - 1
     assert sum(compared) <= n
 
 
 def test_equal_keys_keep_the_smallest_id():
-    assert dedup.exact(["x", "y", "x", None, None, "x"], list("cdabef")) == {0: 2, 5: 2}
+    ids = pa.chunked_array([list("cd"), list("abef")])
+    assert dedup.exact([[1, 2, 1, 3, 4, 1], [0] * 6], ids) == {0: 2, 5: 2}
+    assert dedup.exact([[1, 2, 1, 3, 4, 1], [0, 0, 1, 0, 0, 0]], ids) == {5: 0}
+    assert dedup.exact([[1, 1]], pa.chunked_array([["a", "a"]])) == {1: 0}
+    assert dedup.exact([[]], pa.chunked_array([[]], pa.string())) == {}

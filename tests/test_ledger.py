@@ -75,3 +75,15 @@ def test_counts_say_how_many_clips_each_rule_left_out():
     rows = [*ROWS, {"id": "c", "status": "left out", "rule": "damaged"}]
     rows += [{"id": "d", "status": "left out", "rule": "motion >= 0.1"}]
     assert ledger.counts(ledger.table(rows)) == {"damaged": 2, "motion >= 0.1": 1}
+
+
+def test_rows_are_taken_in_any_order_as_arrow_takes_them(monkeypatch):
+    monkeypatch.setattr(ledger, "ROWS_AT_ONCE", 4)
+    parts = [
+        ledger.table([{"id": f"{part}.{row}", "phash": bytes(row), "fps": row} for row in range(n)])
+        for part, n in enumerate((3, 0, 5, 2))
+    ]
+    whole = pa.concat_tables(parts)
+    for numbers in ([], [9], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [7, 7, 0, 9, 3, 2, 2, 1, 0, 8, 5]):
+        assert ledger.take(whole, numbers).equals(whole.take(pa.array(numbers, pa.int64())))
+    assert [len(block) for block in ledger.blocks(whole)] == [4, 4, 2]

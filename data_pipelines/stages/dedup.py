@@ -14,37 +14,47 @@ where that is needed to make groups small, are compared (Norouzi et al. 2012, ar
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+_ROWS = 1 << 16  # that are Python objects at a time
 _SMALL = 512  # clips that are compared pair by pair
-_FEW = 1 << 20  # pairs that are compared rather than told apart by another frame
+_FEW = 1 << 22  # pairs that are compared rather than told apart by another frame
 _AT_ONCE = 1 << 22  # pairs in memory
+_BLOCK = 1 << 12  # pairs of a group, from which it is compared as a matrix: 1.4 ns a pair, not 10
+_IN_CACHE = 1 << 16  # pairs of a matrix that are compared at once
 _SAMPLE = 1024  # clips of each side, from which it is guessed how well a frame tells apart
 
 
-def exact(keys: Sequence, ids: Sequence[str]) -> dict[int, int]:
-    """Returns {row: row that is kept instead} among rows with equal keys; None never repeats.
+def exact(keys: Sequence[Sequence[int]], ids: pa.ChunkedArray) -> dict[int, int]:
+    """Returns {row: row that is kept instead} among rows that are equal in all keys.
 
-    The smallest id of each key is kept.
+    The smallest id of equal rows is kept.
+
+    Args:
+        keys: Arrays of numbers, one of each row.
+        ids: Of the rows.
     """
-    best: dict = {}
-    for row, key in enumerate(keys):
-        if key is not None and (key not in best or ids[row] < ids[best[key]]):
-            best[key] = row
-    return {row: best[key] for row, key in enumerate(keys) if key is not None and best[key] != row}
+    rank = _rank(ids)
+    order = np.lexsort((rank, *keys))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = np.logical_or.reduce([np.diff(np.asarray(key)[order]) != 0 for key in keys])
+    best = order[is_first][np.cumsum(is_first) - 1]
+    return dict(zip(order[~is_first].tolist(), best[~is_first].tolist(), strict=True))
 
 
 def near(
-    hashes: Sequence[bytes | None],
+    hashes: pa.ChunkedArray,
     distance: int,
     *,
     pixels: Sequence[int],
     seconds: Sequence[float],
-    ids: Sequence[str],
+    ids: pa.ChunkedArray,
 ) -> dict[int, int]:
     """Returns {row: row that is kept instead}.
 
     Args:
-        hashes: For each row the 8-byte hashes of its frames, one after the other; None or empty:
+        hashes: For each row the 8-byte hashes of its frames, one after the other; null or empty:
             the row is like no other. Rows with different numbers of frames are not compared.
         distance: Bits of 64 that may differ, in each frame; 0 to 32.
         pixels: Of the picture of each row: the larger is better.
@@ -56,31 +66,57 @@ def near(
     """
     if not 0 <= distance <= 32:
         raise ValueError(f"dedup distance={distance}: give 0 (equal hashes) to 32 of 64 bits.")
-    by_frames: dict[int, list[int]] = {}
-    for row, value in enumerate(hashes):
-        if value:
-            if len(value) % 8:
-                raise ValueError(f"clip {ids[row]!r} has a hash of {len(value)} bytes, not 8 each.")
-            by_frames.setdefault(len(value) // 8, []).append(row)
+    length = pc.fill_null(pc.binary_length(hashes), 0).to_numpy()
+    if (is_cut := length % 8 != 0).any():
+        row = int(np.argmax(is_cut))
+        raise ValueError(
+            f"clip {ids[row].as_py()!r} has a hash of {length[row]} bytes, not 8 each."
+        )
+    facts = _rank(ids), -np.asarray(seconds), -np.asarray(pixels)
     instead = {}
-    for frames, rows in sorted(by_frames.items()):
-        rows.sort(key=lambda row: (-pixels[row], -seconds[row], ids[row]))
-        words = np.frombuffer(b"".join(hashes[row] for row in rows), ">u8")
-        found = _keep_best(words.reshape(-1, frames).astype(np.uint64), distance)
-        instead |= {rows[worse]: rows[better] for worse, better in found.items()}
+    for size in np.unique(length[length > 0]).tolist():
+        rows = np.flatnonzero(length == size)
+        words = _words(hashes.filter(pa.array(length == size))).reshape(-1, size // 8)
+        order = np.lexsort([fact[rows] for fact in facts])
+        found = _keep_best(words[order], distance)
+        rows = rows[order]
+        instead |= {int(rows[worse]): int(rows[better]) for worse, better in found.items()}
     return instead
+
+
+def _rank(ids: pa.ChunkedArray) -> np.ndarray:
+    """The place of each row among the sorted ids; of equal ids the first row comes first."""
+    order = pc.sort_indices(ids).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
+def _words(hashes: pa.ChunkedArray) -> np.ndarray:
+    """All their bytes as numbers of 64 bits, a few rows at once."""
+    parts = [np.zeros(0, np.uint64)]
+    for start in range(0, len(hashes), _ROWS):
+        content = b"".join(hashes.slice(start, _ROWS).to_pylist())
+        parts.append(np.frombuffer(content, ">u8").astype(np.uint64))
+    return np.concatenate(parts)
 
 
 def _keep_best(words: np.ndarray, distance: int) -> dict[int, int]:
     """{worse: better} places among hashes [clips, frames], sorted from best to worst."""
-    unique, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    inverse, order = inverse.reshape(-1), np.argsort(first)
-    better = np.arange(len(unique))
-    _settle(unique[order], better, distance)
+    by_word = np.lexsort(words.T)
+    ordered = words[by_word]
+    is_first = np.ones(len(words), bool)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    del ordered
+    first = by_word[is_first]  # of equal ones, the best
+    order = np.argsort(first)
+    better = np.arange(len(first))
+    _settle(words[first[order]], better, distance)
     # equal hashes share the fate of the best of them
-    better_of = np.empty(len(unique), np.int64)
+    better_of = np.empty(len(first), np.int64)
     better_of[order] = first[order][better]
-    kept_instead = better_of[inverse]
+    kept_instead = np.empty(len(words), np.int64)
+    kept_instead[by_word] = better_of[np.cumsum(is_first) - 1]
     worse = np.flatnonzero(kept_instead != np.arange(len(words)))
     return dict(zip(worse.tolist(), kept_instead[worse].tolist(), strict=True))
 
@@ -105,66 +141,99 @@ def _settle(words: np.ndarray, better: np.ndarray, distance: int) -> None:
 
 def _settle_few(words, rows, better, distance: int) -> None:
     """The definition, read literally."""
-    left = rows
-    while len(left) > 1:
-        best, others = left[0], left[1:]
-        is_like = (np.bitwise_count(words[others] ^ words[best]) <= distance).all(axis=1)
-        better[others[is_like]] = best
-        left = others[~is_like]
+    is_like = np.triu(np.ones((len(rows), len(rows)), bool), 1)
+    for frame in words[rows].T:
+        if is_like.any():
+            is_like &= np.bitwise_count(frame[:, None] ^ frame) <= distance
+    for place in np.flatnonzero(is_like.any(axis=1)).tolist():
+        if better[rows[place]] == rows[place]:
+            others = rows[is_like[place]]
+            better[others[better[others] == others]] = rows[place]
 
 
 def _match(kept: np.ndarray, new: np.ndarray, distance: int) -> np.ndarray:
     """For each row of `new`, the first of `kept` that is near it in each frame, or len(kept)."""
+    kept, new = (np.ascontiguousarray(words.T) for words in (kept, new))  # [frames, clips]
     bands = np.array_split(np.arange(64, dtype=np.uint64), distance + 1)
-    masks = [np.uint64(sum(1 << int(bit) for bit in band)) for band in bands]
-    match = np.full(len(new), len(kept))
-    todo = [(np.arange(len(kept)), np.arange(len(new)), tuple(range(kept.shape[1])))]
+    bands = [(band[0], len(band)) for band in bands]  # first bit, bits
+    match = np.full(new.shape[1], kept.shape[1])
+    todo = [(np.arange(kept.shape[1]), np.arange(new.shape[1]), tuple(range(len(kept))))]
     while todo:
         ours, theirs, frames = todo.pop()
-        frame = _sharpest(kept[ours], new[theirs], frames, masks)
+        frame = _sharpest(kept, new, ours, theirs, frames, bands)
         if frame is None:
             whole = np.zeros(len(theirs), np.int64), np.full(len(theirs), len(ours))
             _compare(kept, new, ours, theirs, *whole, distance, match)
             continue
         rest = tuple(other for other in frames if other != frame)
-        for mask in masks:
-            keys = kept[ours, frame] & mask
-            by_key = np.argsort(keys, kind="stable")
-            wanted = new[theirs, frame] & mask
-            order = np.argsort(wanted, kind="stable")
-            low = np.searchsorted(keys[by_key], wanted[order], "left")
-            high = np.searchsorted(keys[by_key], wanted[order], "right")
+        our_words, their_words = kept[frame][ours], new[frame][theirs]
+        for band in bands:
+            keys, wanted = _band(our_words, *band), _band(their_words, *band)
+            by_key, order = (np.argsort(values, kind="stable") for values in (keys, wanted))
+            low, high = _spans(keys[by_key], wanted[order])
             is_hit = high > low
             left, right, low, high = ours[by_key], theirs[order[is_hit]], low[is_hit], high[is_hit]
-            _, starts, members = np.unique(low, return_index=True, return_counts=True)
+            starts, members = _runs(low)
             is_large = members * (high - low)[starts] > _FEW
             for start, count in zip(starts[is_large], members[is_large], strict=True):
                 group = left[low[start] : high[start]], right[start : start + count]
                 todo.append((*group, rest))
             is_few = np.repeat(~is_large, members)
             found = right[is_few], low[is_few], high[is_few]
-            _compare(kept, new, left, *found, distance, match)
+            _compare(kept, new, left, *found, distance, match, first=frame)
     return match
 
 
-def _sharpest(kept, new, frames: Sequence[int], masks) -> int | None:
+def _sharpest(kept, new, ours, theirs, frames: Sequence[int], bands) -> int | None:
     """The frame whose bands tell most pairs apart; None if to compare all pairs is less work."""
-    if len(kept) * len(new) <= _FEW or not frames:
+    if len(ours) * len(theirs) <= _FEW or not frames:
         return None
+    ours, theirs = (rows[:: -(-len(rows) // _SAMPLE)] for rows in (ours, theirs))
     shares = {frame: 0.0 for frame in frames}
     for frame in frames:
-        one, other = (x[:: -(-len(x) // _SAMPLE), frame] for x in (kept, new))
-        for mask in masks:
-            values, counts = np.unique(one & mask, return_counts=True)
-            keys = other & mask
+        one, other = kept[frame][ours], new[frame][theirs]
+        for band in bands:
+            values, counts = np.unique(_band(one, *band), return_counts=True)
+            keys = _band(other, *band)
             at = np.minimum(np.searchsorted(values, keys), len(values) - 1)
             shares[frame] += (counts[at] * (values[at] == keys)).sum() / (len(one) * len(other))
     best = min(shares, key=shares.get)
     return best if shares[best] < 0.5 else None
 
 
-def _compare(kept, new, ours, theirs, low, high, distance: int, match) -> None:
-    """Compares each new clip theirs[i] with the kept ones ours[low[i]:high[i]]."""
+def _band(words: np.ndarray, first: int, bits: int) -> np.ndarray:
+    """Some bits of each word; where they are few, as a type that NumPy sorts by radix."""
+    values = (words >> first) & np.uint64((1 << bits) - 1)
+    return values.astype(np.uint16) if bits <= 16 else values
+
+
+def _spans(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where sorted keys that equal each wanted one, which are sorted too, begin and end."""
+    if keys.dtype != np.uint16:
+        return tuple(np.searchsorted(keys, wanted, side) for side in ("left", "right"))
+    ends = np.cumsum(np.bincount(keys, minlength=int(wanted[-1]) + 1))
+    return np.append(0, ends)[wanted], ends[wanted]
+
+
+def _runs(low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The starts and the lengths of runs of equal numbers."""
+    starts = np.flatnonzero(np.diff(low, prepend=-1))
+    return starts, np.diff(starts, append=len(low))
+
+
+def _compare(kept, new, ours, theirs, low, high, distance: int, match, first: int = 0) -> None:
+    """Compares each new clip theirs[i] with the kept ones ours[low[i]:high[i]].
+
+    Those with the same `low` follow each other. Frame `first` is compared first.
+    """
+    frames = sorted(range(len(kept)), key=lambda frame: frame != first)
+    starts, members = _runs(low)
+    is_block = members * (high - low)[starts] >= _BLOCK
+    for start, count in zip(starts[is_block].tolist(), members[is_block].tolist(), strict=True):
+        left, right = ours[low[start] : high[start]], theirs[start : start + count]
+        _compare_all(kept, new, left, right, frames, distance, match)
+    is_rest = np.repeat(~is_block, members)
+    theirs, low, high = theirs[is_rest], low[is_rest], high[is_rest]
     ends = np.cumsum(high - low)
     start = 0
     while start < len(theirs):
@@ -174,8 +243,27 @@ def _compare(kept, new, ours, theirs, low, high, distance: int, match) -> None:
         counts = high[part] - low[part]
         first = np.cumsum(counts) - counts
         pair = np.arange(counts.sum()) + np.repeat(low[part] - first, counts)
-        left, right = ours[pair], np.repeat(theirs[part], counts)
-        for frame in range(kept.shape[1]):
-            close = np.bitwise_count(kept[left, frame] ^ new[right, frame]) <= distance
-            left, right = left[close], right[close]
-        np.minimum.at(match, right, left)
+        pairs = ours[pair], np.repeat(theirs[part], counts)
+        _note(kept, new, *pairs, frames, distance, match)
+
+
+def _compare_all(kept, new, ours, theirs, frames, distance: int, match) -> None:
+    """Compares each new clip of `theirs` with each kept one of `ours`, a matrix at a time."""
+    rows = max(1, _IN_CACHE // len(ours))
+    one, other = kept[frames[0]][ours], new[frames[0]][theirs]
+    for start in range(0, len(theirs), rows):
+        differ = np.bitwise_count(other[start : start + rows, None] ^ one)
+        if differ.min() > distance:
+            continue
+        right, left = divmod(np.flatnonzero(differ <= distance), len(ours))
+        _note(kept, new, ours[left], theirs[start + right], frames[1:], distance, match)
+
+
+def _note(kept, new, left, right, frames, distance: int, match) -> None:
+    """Writes the pairs that are near in these frames into `match`."""
+    for frame in frames:
+        if not len(left):
+            return
+        close = np.bitwise_count(kept[frame][left] ^ new[frame][right]) <= distance
+        left, right = left[close], right[close]
+    np.minimum.at(match, right, left)

@@ -7,7 +7,7 @@ What is new goes to new shards.
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -88,25 +88,38 @@ class Before:
         Raises:
             ValueError: If most go.
         """
-        kept = np.flatnonzero(pc.equal(rows["status"], ledger.KEPT).to_numpy())
-        marks = shards.marks(rows.take(pa.array(kept)), how)
-        wanted = [mark["record"] for mark in marks]
+        is_kept = pc.equal(rows["status"], ledger.KEPT).combine_chunks()
+        names = {"record": [np.zeros(0, np.uint64)], "clip": [np.zeros(0, np.uint64)]}
+        for block in ledger.blocks(rows.select(shards.MARKED).filter(is_kept)):
+            marks = shards.marks(block, how)
+            for name, found in names.items():
+                found.append(np.array([mark[name] for mark in marks], np.uint64))
+        wanted, clips_ = (np.concatenate(found) for found in names.values())
         stays = records.known(self._marks, wanted)
-        ids = rows["id"].take(pa.array(kept)).to_pylist()
-        gone = records.lost(self._index, ids, [mark["clip"] for mark in marks])
+        gone = 0
+        if len(self._index["id"]):
+            ids = rows["id"].filter(is_kept).to_pylist()
+            gone = records.lost(self._index, ids, clips_)
         builder.check_loss(self.out, gone, len(self._index["id"]), self.shrink)
-        run_of = dict(zip(self._marks[::-1].tolist(), self._runs[::-1].tolist(), strict=True))
-        runs: list[int | None] = [None] * len(rows)
-        for row, mark in zip(kept.tolist(), wanted, strict=True):
-            runs[row] = run_of.get(mark)
-        return _with_runs(rows, runs), stays
+        nulls = pa.nulls(len(rows), pa.int32())
+        return _set_runs(rows, pc.replace_with_mask(nulls, is_kept, self._run_of(wanted))), stays
+
+    def _run_of(self, wanted: np.ndarray) -> pa.Array:
+        """The run that has written each of these records; null where none has."""
+        marks, first = np.unique(self._marks, return_index=True)
+        if not len(marks):
+            return pa.nulls(len(wanted), pa.int32())
+        at = np.minimum(np.searchsorted(marks, wanted), len(marks) - 1)
+        return pa.array(self._runs[first[at]].astype(np.int32), mask=marks[at] != wanted)
 
     def with_removed(self, rows: pa.Table) -> pa.Table:
         """Returns a ledger with the rows of clips behind it that the source has no more."""
+        if not len(self.ledger):
+            return rows
         there = set(_clip_names(rows))
         names = _clip_names(self.ledger)
         gone = [row for row, name in enumerate(names) if name not in there]
-        found = self.ledger.take(pa.array(gone, pa.int64())).to_pylist()
+        found = ledger.take(self.ledger, gone).to_pylist()
         message = f"not in the source of run {self.run + 1}."
         for row in found:
             if row["rule"] != REMOVED:
@@ -116,17 +129,19 @@ class Before:
 
 def added(rows: pa.Table, run: int) -> pa.Table:
     """Returns a ledger in which kept rows without a run have this one."""
-    return _with_runs(rows, pc.coalesce(rows["run"], in_run(rows, run)["run"]).to_pylist())
+    return _set_runs(rows, pc.coalesce(rows["run"], in_run(rows, run)["run"]))
 
 
 def in_run(rows: pa.Table, run: int) -> pa.Table:
     """Returns a ledger in which all kept rows have this run."""
-    return _with_runs(rows, [run if s == ledger.KEPT else None for s in rows["status"].to_pylist()])
+    is_kept = pc.fill_null(pc.equal(rows["status"], ledger.KEPT), False)
+    runs = pc.if_else(is_kept, pa.scalar(run, pa.int32()), pa.scalar(None, pa.int32()))
+    return _set_runs(rows, runs)
 
 
-def _with_runs(rows: pa.Table, runs: Iterable[int | None]) -> pa.Table:
+def _set_runs(rows: pa.Table, runs: pa.Array | pa.ChunkedArray) -> pa.Table:
     place = ledger.SCHEMA.get_field_index("run")
-    return rows.set_column(place, ledger.SCHEMA.field("run"), ledger.column("run", runs))
+    return rows.set_column(place, ledger.SCHEMA.field("run"), runs)
 
 
 def _clip_names(rows: pa.Table) -> list[str]:

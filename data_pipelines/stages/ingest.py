@@ -81,8 +81,12 @@ def run(
         before = growth.Before(pathlib.Path(out), shrink)
         _prepare(work, plan.digest(key, before.state))
         if not (work / "selected.parquet").exists():
-            found = measuring.measure(work, folder, table, places, plain, before, engine, tell)
-            _select(work, *found, plain, before, tell)
+            rows, learnt = measuring.measure(
+                work, folder, table, places, plain, before, engine, tell
+            )
+            measured.write(work / "measured.parquet", learnt)
+            del learnt  # as large as the rows
+            _select(work, rows, plain, before, tell)
         rows = ledger.read(work / "selected.parquet")
         if not len(shards.kept_rows(rows)):
             raise ValueError(_why_none(work, rows, f"{len(table):,} rows of {source}"))
@@ -144,9 +148,8 @@ def _prepare(work: pathlib.Path, key: str):
         builder.write_whole(mark, key.encode())
 
 
-def _select(work, rows: pa.Table, learnt: pa.Table, plain: dict, before: growth.Before, tell: list):
+def _select(work, rows: pa.Table, plain: dict, before: growth.Before, tell: list):
     started = time.monotonic()
-    measured.write(work / "measured.parquet", learnt)
     rows, stays = before.compare(select.select(rows, plain), plain["shards"])
     builder.write_whole(work / "stays", stays.tobytes())
     ledger.write(work / "selected.parquet", rows)
@@ -174,7 +177,7 @@ def _write_shards(
             bar.update(len(todo))
     run = before.run + 1
     rows = growth.added(shards.amend(rows, work / "cuts"), run)
-    gone = set(rows["rule"].to_pylist()) & {growth.CHANGED, shards.GONE}
+    gone = set(rows["rule"].unique().to_pylist()) & {growth.CHANGED, shards.GONE}
     ledger.write(work / ledger.NAME, before.with_removed(rows))
     files = {ledger.NAME: (work / ledger.NAME).read_bytes()}
     files[measured.file_name(run)] = (work / "measured.parquet").read_bytes()

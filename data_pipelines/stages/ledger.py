@@ -10,8 +10,9 @@ import math
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
@@ -56,6 +57,9 @@ SCHEMA = pa.schema(
 )
 _LATER = ("first_frame", "pixel_aspect", "run")  # ledgers of earlier versions have no such columns
 _ROWS_A_GROUP = 1 << 16
+# Rows that are taken, or are Python objects, at a time: their longest texts stay under 2 GiB, which
+# is what a column of Arrow holds in one piece.
+ROWS_AT_ONCE = 1 << 14
 
 
 def table(rows: Sequence[Mapping], schema: pa.Schema = SCHEMA) -> pa.Table:
@@ -160,8 +164,38 @@ def merge(paths: Iterable[str | os.PathLike], out: str | os.PathLike) -> int:
             number += 1
         rows |= of_this
     numbers = [number for clip in rows.values() for number in clip]
-    write(out, whole.take(pa.array(numbers, pa.int64())))
+    write(out, take(whole, numbers))
     return len(numbers)
+
+
+def blocks(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yields the rows, at most ROWS_AT_ONCE at a time."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows.slice(start, ROWS_AT_ONCE)
+
+
+def take(rows: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
+    """Returns the rows of these numbers, in their order.
+
+    `pa.Table.take` does the same, but for tables of which a column has more than 2 GiB of text.
+    """
+    batches, numbers = rows.to_batches(), np.asarray(numbers, np.int64)
+    ends = np.cumsum([len(batch) for batch in batches])
+    found = [rows.schema.empty_table()]
+    for start in range(0, len(numbers), ROWS_AT_ONCE):
+        wanted = numbers[start : start + ROWS_AT_ONCE]
+        order = np.argsort(wanted, kind="stable")
+        batch_of = np.searchsorted(ends, wanted[order], "right")
+        pieces = []
+        for number in np.unique(batch_of).tolist():
+            batch = batches[number]
+            places = wanted[order][batch_of == number] - (ends[number] - len(batch))
+            pieces.append(batch.take(pa.array(places)))
+        block = pa.Table.from_batches(pieces)
+        if (np.diff(order) != 1).any():
+            block = block.combine_chunks().take(pa.array(np.argsort(order)))
+        found.append(block)
+    return pa.concat_tables(found)
 
 
 def counts(rows: pa.Table) -> dict[str, int]:

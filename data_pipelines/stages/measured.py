@@ -78,7 +78,7 @@ class Store:
         self._hows = [decode(how) for how in self.rows["how"].to_pylist()]
         good = [number for number in range(len(self)) if self._hows[self._first[number]]]
         good = [number for number in good if self._serves[number]]
-        heads = self.rows.take(pa.array(self._first[good]))
+        heads = ledger.take(self.rows.select(["place", "asked", "sha256"]), self._first[good])
         places, times, sums = (heads[name].to_pylist() for name in ("place", "asked", "sha256"))
         self._by_place = dict(zip(zip(places, times, strict=True), good, strict=True))
         self._by_content = dict(zip(zip(sums, times, strict=True), good, strict=True))
@@ -108,7 +108,7 @@ class Store:
         """
         index, within = self._rows_of(numbers)
         owners = np.repeat(np.arange(len(table)), self._count[list(numbers)]).tolist()
-        rows = _named(self.rows.take(pa.array(index)), [table[i] for i in owners], within)
+        rows = _named(ledger.take(self.rows, index), [table[i] for i in owners], within)
         unasked = {*scene.NAMES} - {*self._wanted["scores"]}
         for name in sorted(unasked):
             rows = _with(rows, name, pa.nulls(len(rows), SCHEMA.field(name).type))
@@ -130,7 +130,7 @@ class Store:
 
     def raw(self, numbers: Sequence[int]) -> pa.Table:
         """Returns what was measured of known clips, as it was written."""
-        rows = self.rows.take(pa.array(self._rows_of(numbers)[0]))
+        rows = ledger.take(self.rows, self._rows_of(numbers)[0])
         return rows.filter(rows["how"].is_valid())
 
     def _rows_of(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +143,9 @@ class Store:
     @functools.cached_property
     def _serves(self) -> list[bool]:
         """Tells of each clip whether it was measured as is wanted, but for models."""
-        last = pa.array(self._first + self._count - 1)
+        last = self._first + self._count - 1
         names = (*_SIZES, "kind", "rule", "asked")
-        facts = self.rows.select(names).take(last).to_pylist()
+        facts = ledger.take(self.rows.select(names), last).to_pylist()
         firsts = (self._hows[row] for row in self._first)
         return [
             how is not None and _serves(how, self._wanted, fact)

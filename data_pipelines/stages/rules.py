@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -93,7 +93,8 @@ def parse(texts: Sequence[str], said: Collection[str] | None = None) -> list[Rul
             if name not in there:
                 raise ValueError(f"rule {text!r}: there is no column {_suggest(name, there)}")
         try:
-            result = _truth(tree, empty)
+            unsaid = {name: pa.null() for name in names if name.startswith("given.")}
+            result = _truth(tree, _with_given(empty, unsaid))
         except pa.ArrowException as error:
             raise ValueError(
                 f"rule {text!r} compares words with numbers: quote words, not numbers."
@@ -104,15 +105,45 @@ def parse(texts: Sequence[str], said: Collection[str] | None = None) -> list[Rul
     return rules
 
 
-def apply(rules: Sequence[Rule], table: pa.Table) -> list[tuple[str, str] | None]:
-    """Returns for each row (rule as written, message) of the first rule it fails, or None."""
+def apply(
+    rules: Sequence[Rule], table: pa.Table, types: Mapping[str, pa.DataType] | None = None
+) -> list[tuple[str, str] | None]:
+    """Returns for each row (rule as written, message) of the first rule it fails, or None.
+
+    Args:
+        rules: In their order.
+        table: Rows of a ledger.
+        types: What `given_types` says of all rows, of which these are some; None: these are all.
+    """
+    types, verdicts = given_types(rules, table) if types is None else types, []
+    for block in ledger.blocks(table):
+        verdicts += _verdicts(rules, _with_given(block, types))
+    return verdicts
+
+
+def given_types(rules: Sequence[Rule], table: pa.Table) -> dict[str, pa.DataType]:
+    """Returns the type of each `given.NAME` of the rules: numbers if all of it are, else words."""
+    names = {name for rule in rules for name in rule.names if name.startswith("given.")}
+    types = dict.fromkeys(sorted(names), pa.null())
+    for block in ledger.blocks(table.select(["given"]) if types else table.slice(0, 0)):
+        for text in block["given"].to_pylist():
+            said = json.loads(text) if text else {}
+            for name in types:
+                value = said.get(name.removeprefix("given."))
+                if value is not None and types[name] != pa.string():
+                    is_number = isinstance(value, (int, float))
+                    types[name] = pa.float64() if is_number else pa.string()
+    return types
+
+
+def _verdicts(rules: Sequence[Rule], table: pa.Table) -> list[tuple[str, str] | None]:
     verdicts: list[tuple[str, str] | None] = [None] * len(table)
     for rule in rules:
         passed = rule.passed(table)
         failed = pc.indices_nonzero(pc.invert(passed)).to_pylist()
         failed = [number for number in failed if verdicts[number] is None]
-        here = table.take(pa.array(failed, pa.int64()))
-        values = {name: column(here, name).to_pylist() for name in rule.names}
+        here = pa.array(failed, pa.int64())
+        values = {name: column(table, name).take(here).to_pylist() for name in rule.names}
         for place, number in enumerate(failed):
             row = {name: values[name][place] for name in rule.names}
             verdicts[number] = (rule.text, rule.message(row) + ".")
@@ -120,9 +151,7 @@ def apply(rules: Sequence[Rule], table: pa.Table) -> list[tuple[str, str] | None
 
 
 def column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
-    """Returns a column of a ledger by name, a derived one, or `given.NAME`."""
-    if name.startswith("given."):
-        return _given(table, name.removeprefix("given."))
+    """Returns a column of a ledger by name, a derived one, or a `given.NAME` that is there."""
     if name == "seconds":
         value = pc.divide(table["num_frames"].cast(pa.float64()), table["fps"])
         return pc.if_else(pc.equal(table["kind"], "video"), value, pa.scalar(None, pa.float64()))
@@ -139,14 +168,17 @@ def column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
     return table[name]
 
 
-def _given(table: pa.Table, name: str) -> pa.Array:
-    """What the source says, as numbers if all of it are numbers, else as words."""
-    values = [json.loads(text).get(name) if text else None for text in table["given"].to_pylist()]
-    if all(value is None for value in values):
-        return pa.nulls(len(values))
-    if all(value is None or isinstance(value, (int, float)) for value in values):
-        return pa.array([None if v is None else float(v) for v in values], pa.float64())
-    return pa.array([None if v is None else str(v) for v in values], pa.string())
+def _with_given(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Returns a ledger with a column of each type's name, of what the source says."""
+    if not types:
+        return table
+    said = [json.loads(text) if text else {} for text in table["given"].to_pylist()]
+    for name, kind in types.items():
+        values = [row.get(name.removeprefix("given.")) for row in said]
+        as_kind = float if kind == pa.float64() else str
+        values = [None if value is None else as_kind(value) for value in values]
+        table = table.append_column(name, pa.array(values, kind))
+    return table
 
 
 @functools.cache

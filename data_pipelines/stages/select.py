@@ -1,8 +1,11 @@
 """From what was measured to a verdict: filter rules, captions, rules on captions, duplicates.
 
-Runs over the whole ledger at once, in one process, and looks at nothing else: the same rows give
-the same verdicts. A clip's verdict is the first thing that speaks against it. Duplicates come last,
-so that a clip is never left out for one that is left out itself.
+Runs over the whole ledger, in one process, and looks at nothing else: the same rows give the same
+verdicts. A clip's verdict is the first thing that speaks against it. Duplicates come last, so that
+a clip is never left out for one that is left out itself.
+
+Rules and captions see a block of rows after the other; of all rows at once there are only columns
+of Arrow and NumPy, as ten million rows as Python objects do not fit into the memory of one machine.
 """
 
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import tqdm
 from data_pipelines.stages import caption_cleaning, dedup, ledger, rules, text
 
 NO_CAPTION, DUPLICATE, NEAR_DUPLICATE = "no caption", "duplicate", "near duplicate"
+_FILLED = ("caption", "duplicate_of", "status", "rule", "message")  # columns
 
 
 def select(rows: pa.Table, plain: dict, *, quiet: bool = False) -> pa.Table:
@@ -25,13 +29,27 @@ def select(rows: pa.Table, plain: dict, *, quiet: bool = False) -> pa.Table:
         plain: The config as plain values.
         quiet: No progress bar.
     """
-    choice, parsed = _Choice(rows), rules.parse(plain["rules"])
-    # a clip that these leave out was not shown to models, and may have no caption for that
-    choice.apply([rule for rule in parsed if not rule.is_late()])
-    choice.caption(plain["captions"], quiet)
-    choice.apply([rule for rule in parsed if rule.is_late()])
-    kept = np.flatnonzero([rule is None for rule in choice.rules])
-    exact, near = _duplicates(choice.rows.take(pa.array(kept)), plain["dedup"])
+    parsed = rules.parse(plain["rules"])
+    late = [rule for rule in parsed if rule.is_late()]
+    early = [rule for rule in parsed if not rule.is_late()]
+    types, filled = rules.given_types(parsed, rows), []
+    with tqdm.tqdm(
+        total=len(rows), desc="captions", unit="clip", disable=quiet, leave=False
+    ) as bar:
+        for block in ledger.blocks(rows):
+            choice = _Choice(block, types)
+            # a clip that these leave out was not shown to models, and may have no caption for that
+            choice.apply(early)
+            choice.caption(plain["captions"])
+            choice.apply(late)
+            filled.append(choice.table().select(_FILLED))
+            bar.update(len(block))
+    rows = _with(rows, filled)
+    kept = np.flatnonzero(pc.equal(rows["status"], ledger.KEPT).to_numpy())
+    exact, near = _duplicates(rows, kept, plain["dedup"])
+    if not exact and not near:
+        return rows
+    ids, copies = rows["id"], {}
     for found, rule, says in (
         (exact, DUPLICATE, "the same file and frames as {}."),
         (near, NEAR_DUPLICATE, "looks like {}."),
@@ -39,17 +57,42 @@ def select(rows: pa.Table, plain: dict, *, quiet: bool = False) -> pa.Table:
         for row, other in found.items():
             while other in exact or other in near:  # what it equals may look like a third
                 other = exact.get(other, near.get(other))
-            best = choice.ids[kept[other]]
-            choice.leave_out(kept[row], rule, says.format(best))
-            choice.duplicate_of[kept[row]] = best
-    return choice.table()
+            best = ids[int(kept[other])].as_py()
+            copies[int(kept[row])] = rule, says.format(best), best
+    return _with(rows, _without(rows, copies))
+
+
+def _with(rows: pa.Table, filled: list[pa.Table]) -> pa.Table:
+    """Returns rows with the columns of _FILLED, of which there are some rows after the others."""
+    if not filled:
+        return rows
+    filled = pa.concat_tables(filled)
+    for name in _FILLED:
+        place = ledger.SCHEMA.names.index(name)
+        rows = rows.set_column(place, ledger.SCHEMA.field(name), filled[name])
+    return rows
+
+
+def _without(rows: pa.Table, copies: dict[int, tuple[str, str, str]]) -> list[pa.Table]:
+    """The columns of _FILLED, block by block, where these rows are left out."""
+    numbers, filled, start = np.sort(np.fromiter(copies, np.int64, len(copies))), [], 0
+    for block in ledger.blocks(rows):
+        low, high = np.searchsorted(numbers, [start, start + len(block)])
+        choice = _Choice(block, {})
+        for row in numbers[low:high].tolist():
+            rule, message, best = copies[row]
+            choice.leave_out(row - start, rule, message)
+            choice.duplicate_of[row - start] = best
+        filled.append(choice.table().select(_FILLED))
+        start += len(block)
+    return filled
 
 
 class _Choice:
-    """Columns that are being filled in, as lists."""
+    """Columns of a block of rows that are being filled in, as lists."""
 
-    def __init__(self, rows: pa.Table):
-        self.rows = rows
+    def __init__(self, rows: pa.Table, types: dict[str, pa.DataType]):
+        self.rows, self.types = rows, types
         names = ("id", "text", "caption", "rule", "message", "duplicate_of")
         self.ids, self.texts, self.captions, self.rules, self.messages, self.duplicate_of = (
             rows[name].to_pylist() for name in names
@@ -60,15 +103,14 @@ class _Choice:
             self.rules[row], self.messages[row], self.captions[row] = rule, message, None
 
     def apply(self, parsed: list[rules.Rule]):
-        for row, verdict in enumerate(rules.apply(parsed, self.table())):
+        for row, verdict in enumerate(rules.apply(parsed, self.table(), self.types)):
             if verdict is not None:
                 self.leave_out(row, *verdict)
 
-    def caption(self, how: dict, quiet: bool):
+    def caption(self, how: dict):
         """Makes the captions: what an endpoint gave comes before what the source gave."""
         scores = [self.rows[name].to_pylist() for name in (*text.SCORE_NAMES, "camera")]
-        numbers = [row for row, rule in enumerate(self.rules) if rule is None]
-        for row in tqdm.tqdm(numbers, desc="captions", unit="clip", disable=quiet, leave=False):
+        for row in [row for row, rule in enumerate(self.rules) if rule is None]:
             *told, camera = (column[row] for column in scores)
             given = self.captions[row] or (self.texts[row] or "").strip()
             told = dict(zip(text.SCORE_NAMES, told, strict=True))
@@ -112,24 +154,36 @@ def _caption(caption: str, id: str, scores: dict, camera: str | None, how: dict)
     yield text.add_scores(caption, scores, id) if how["add_scores"] else caption
 
 
-def _duplicates(kept: pa.Table, how: dict) -> tuple[dict[int, int], dict[int, int]]:
-    """Returns {row: row it copies} for exact and for near duplicates, both in rows of `kept`."""
-    ids, exact, near = kept["id"].to_pylist(), {}, {}
+def _duplicates(rows: pa.Table, kept: np.ndarray, how: dict) -> tuple[dict, dict]:
+    """Returns {row: row it copies} for exact and for near duplicates, in places of `kept`."""
+    exact, near, is_kept = {}, {}, np.zeros(len(rows), bool)
+    is_kept[kept] = True
     if how["exact"]:
         # frames, as the seconds of two rows that mean the same ones may differ in a last digit
-        facts = kept.select(["sha256", "first_frame", "num_frames"]).to_pylist()
-        exact = dedup.exact([tuple(row.values()) for row in facts], ids)
+        names = ["sha256", "first_frame", "num_frames"]
+        facts = rows.select(["id", *names]).filter(pa.array(is_kept))
+        exact = dedup.exact([_codes(facts[name]) for name in names], facts["id"])
     if how["near"] >= 0:
-        rest = [row for row in range(len(ids)) if row not in exact]
-        table = kept.take(pa.array(rest, pa.int64()))
-        seconds = pc.fill_null(rules.column(table, "seconds"), 0.0).to_pylist()
-        pixels = pc.fill_null(rules.column(table, "pixels"), 0).to_pylist()
+        is_rest = np.ones(len(kept), bool)
+        is_rest[[*exact]] = False
+        rest = np.flatnonzero(is_rest)
+        is_kept[kept[~is_rest]] = False
+        names = ["id", "phash", "kind", "num_frames", "fps", "height", "width"]
+        table = rows.select(names).filter(pa.array(is_kept))
         found = dedup.near(
-            table["phash"].to_pylist(),
+            table["phash"],
             how["near"],
-            pixels=pixels,
-            seconds=seconds,
-            ids=table["id"].to_pylist(),
+            pixels=pc.fill_null(rules.column(table, "pixels"), 0).to_numpy(),
+            seconds=pc.fill_null(rules.column(table, "seconds"), 0.0).to_numpy(),
+            ids=table["id"],
         )
-        near = {rest[worse]: rest[better] for worse, better in found.items()}
+        near = {int(rest[worse]): int(rest[better]) for worse, better in found.items()}
     return exact, near
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each value of a column, the same for equal ones."""
+    if not pa.types.is_string(column.type):
+        return pc.fill_null(column.cast(pa.int64()), -(1 << 63)).to_numpy()
+    codes = column.dictionary_encode(null_encoding="encode")
+    return np.concatenate([np.zeros(0, int), *(chunk.indices.to_numpy() for chunk in codes.chunks)])

@@ -38,7 +38,8 @@ _DEADLINES = 10  # encoding takes so much longer than decoding
 
 def count(kept: pa.Table, plain: dict) -> int:
     """Returns into how many shards kept rows go."""
-    total = sum(_expected_bytes(row, plain["shards"]) for row in _rows(kept, _FACTS))
+    blocks = ledger.blocks(kept.select([*_FACTS]))
+    total = sum(_expected_bytes(row, plain["shards"]) for b in blocks for row in b.to_pylist())
     return min(len(kept), max(1, round(total / plain["shards"]["bytes"])))
 
 
@@ -50,6 +51,7 @@ def rows_of(kept: pa.Table, number: int, num_shards: int) -> pa.Table:
 
 _FACTS = ("kind", "start", "end", "num_frames", "height", "width", "bytes")
 _CLIP = (*_FACTS, "sha256", "first_frame", "fps")
+MARKED = ["id", "caption", *_CLIP]  # columns that a record is known by
 
 
 def marks(rows: pa.Table, how: dict) -> list[dict[str, int]]:
@@ -60,7 +62,7 @@ def marks(rows: pa.Table, how: dict) -> list[dict[str, int]]:
         how: The config's `shards`.
     """
     found = []
-    for row in _rows(rows, ("id", "caption", *_CLIP)):
+    for row in _rows(rows, MARKED):
         again = [how["short_side"], how["crf"]] if is_encoded_again(row, how["short_side"]) else []
         names = ("sha256", "first_frame", "num_frames", "fps", "height", "width")
         clip = records.mark(*(row[name] for name in names), *again)
@@ -292,12 +294,17 @@ def amend(rows: pa.Table, failures: pathlib.Path) -> pa.Table:
         refused |= json.loads(path.read_text())
     if not refused:
         return rows
-    changed = rows.to_pylist()
-    for row in changed:
-        if row["id"] in refused and row["status"] == ledger.KEPT:
-            rule, message = refused[row["id"]]
-            row |= examine.refusal(rule, message) | {"caption": None}
-    return ledger.table(changed)
+    blocks = [rows.slice(0, 0)]
+    for block in ledger.blocks(rows):
+        if refused.keys() & {*block["id"].to_pylist()}:
+            changed = block.to_pylist()
+            for row in changed:
+                if row["id"] in refused and row["status"] == ledger.KEPT:
+                    rule, message = refused[row["id"]]
+                    row |= examine.refusal(rule, message) | {"caption": None}
+            block = ledger.table(changed)
+        blocks.append(block)
+    return pa.concat_tables(blocks)
 
 
 def frame_range(row: dict) -> tuple[int, int]:
