@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     try:
         with parser.refusing():
-            table = miradata.find_table(args.source)
+            table = miradata.find_table(args.source, "--source=")
             failed, made, there = cut_all(table, args.jobs or os.cpu_count() or 1)
     except KeyboardInterrupt:
         parser.exit(STOPPED, "\nstopped: the same command goes on.\n")

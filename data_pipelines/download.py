@@ -86,13 +86,15 @@ def main(argv: list[str] | None = None):
             )
         if args.sums:
             items = fetch_lists.with_sums(items, args.sums)
-    for row, error in list(refused.items())[:10]:
-        print(f"{row}: {error}")
     if args.dry_run:
+        _print_refused(refused)
         print(dry_run(items, limits, args.out, args.jobs))
         return
     total = None if args.max_total_gb is None else int(args.max_total_gb * 1e9)
     download = fetch_folder.Download(args.out, limits, max_total_bytes=total, fetcher=args.fetcher)
+    with parser.refusing():
+        download.check_fetcher(items)
+    _print_refused(refused)
     for row, error in refused.items():
         nothing = fetch_lists.Item(row, web.Remote(""))
         download.failed.append((nothing, web.FetchError(error.reason, str(error))))
@@ -118,6 +120,11 @@ def main(argv: list[str] | None = None):
         counts = collections.Counter(error.reason for _, error in download.failed)
         told = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(counts.items()))
         parser.exit(SOME_FAILED, f"failed: {told} (see {args.out}/failed.csv)\n")
+
+
+def _print_refused(refused: dict[str, rows.Refused]):
+    for row, error in list(refused.items())[:10]:
+        print(f"{row}: {error}")
 
 
 def _parse(argv: list[str] | None):

@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None):
             tell: list[summary.Stage] = []
             how = {"engine": engine, "keep_parts": args.keep_parts, "tell": tell}
             how["shrink"] = args.shrink
+            print(summary.rules({"rules": config.rules}), flush=True)
             meta = ingest.run(args.source, args.out, config, **how)
     except (KeyboardInterrupt, parts.Stopped):
         _leave(args)

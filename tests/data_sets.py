@@ -62,13 +62,25 @@ def write_zip(path: pathlib.Path, members: dict[str, bytes], kind: int = zipfile
             archive.writestr(name, content)
 
 
+def _new(folder: str | pathlib.Path) -> pathlib.Path:
+    """Makes a folder; a real data set, or one half written, does not get small files among its own.
+
+    Raises:
+        ValueError: If it holds files.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files: name a new folder, or delete it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write_openvid(folder: pathlib.Path, clips: int = 6) -> DataSet:
     """Writes OpenVid-1M in small: parts 0 and 1 as zip files, part 2 in two pieces.
 
     The table names one clip that no part holds, and part 0 holds one that the table does not name.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _new(folder)
     names = [f"clip{i}_{'abcdefgh'[i % 8]}-X_{i}_0to23.mp4" for i in range(clips)]
     parts: list[dict[str, bytes]] = [{}, {}, {}]
     rows, texts = [], {}
@@ -102,8 +114,7 @@ def write_miradata(folder: pathlib.Path, clips: int = 4) -> DataSet:
 
     The last row of the table is of a video that was not downloaded.
     """
-    folder = pathlib.Path(folder)
-    rows, texts = [], {}
+    folder, rows, texts = _new(folder), [], {}
     for video in range((clips + 1) // 2):
         number, pieces = 998 + 3 * video, []  # in two folders of thousands
         raw = f"{number // 1000:09d}/{number:012d}"

@@ -79,6 +79,7 @@ def make(folder: pathlib.Path) -> None:
         "urls_digest.txt": "https://example.com/a.mp4 a.mp4 1234\n",
         "urls_none.txt": "a red circle\n",
         "sums.txt": "1234 a.mp4\n",
+        "urls_page.txt": "https://youtu.be/a a.mp4\nhttps://x.invalid/b.mp4\n",
         "miradata.csv": "clip_id,video_url\n",
         "mira/miradata.csv": "clip_id,video_url,dense_caption,timestamp\n231.4,https://x.invalid/a,"
         "a circle,\"['00:00:01.000', '00:00:02.000']\"\n",

@@ -469,13 +469,13 @@ def test_miradata_takes_files_directly_and_pages_by_a_command(server, tmp_path):
     (tmp_path / "fetcher.py").write_text(FETCHER.format(video=str(videos[1])))
     args = ("--source=miradata", f"--csv={table}", f"--out={tmp_path}/b")
     result = run(*args, "--fetcher=surely-not-installed {out} {url}")
-    assert "no fetcher: 3" in result.stderr and "bad id: 1" in result.stderr
-    assert "surely-not-installed is not installed" in (tmp_path / "b/failed.csv").read_text()
-    assert "row 7,,bad id," in (tmp_path / "b/failed.csv").read_text()
+    assert result.returncode == 2 and not (tmp_path / "b/failed.csv").exists()
+    assert result.stderr.count("surely-not-installed is not installed") == 1  # before any work
     result = run(*args, f"--fetcher={sys.executable} {tmp_path}/fetcher.py {{out}} {{url}}")
     assert result.returncode == 3, result.stderr
-    assert "fetcher failed: 1, no video: 1" in result.stderr
+    assert "bad id: 1, fetcher failed: 1, no video: 1" in result.stderr
     assert "no such video" in (tmp_path / "b/failed.csv").read_text()
+    assert "row 7,,bad id," in (tmp_path / "b/failed.csv").read_text()
     found = {c.id: "refused" not in c.given for c in specs.read(f"miradata:{table}")}
     assert [found[clip_id] for clip_id in data.present] == [True] * 4
     assert [found["5000.0"], found["5001.0"]] == [False, False]

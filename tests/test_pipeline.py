@@ -81,6 +81,7 @@ def test_the_command_gives_the_same_bytes_and_knows_finished_work(source, done, 
     first = run(source, tmp_path / "a")
     assert first.returncode == 0, first.stderr
     assert "30 of 30 clips in 1 shard; left out: none" in first.stdout
+    assert first.stdout.startswith('rules in force: --config.rules=""\n')
     assert contents(tmp_path / "a") == contents(done)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
     pipeline.main([f"--source={source}", f"--out={tmp_path / 'a'}"])
@@ -457,6 +458,23 @@ def test_a_dry_run_writes_nothing_and_says_what_the_whole_takes(source, tmp_path
     size = sum(path.stat().st_size for path in source.parent.rglob("*.*")) / 1000
     (space,) = (float(line[1]) for line in words if line[:1] == ["space"])
     assert size / 2 < space < 2 * size  # kB; every second clip was looked at
+
+
+def test_a_dry_run_that_keeps_nothing_says_which_rules_and_ends_as_the_run(
+    source, tmp_path, capsys
+):
+    arguments = [f"--source={source}", f"--out={tmp_path / 'out'}", "--num_workers=1"]
+    arguments += ["--config.rules=kind == 'video'; fps > 99; num_frames > 2"]
+    codes = []
+    for more in (["--dry-run=15"], []):
+        with pytest.raises(SystemExit) as ended:
+            pipeline.main([*arguments, *more])
+        said, codes = capsys.readouterr().err, [*codes, ended.value.code]
+        assert "fps > 99: " in said and "kind == 'video': " in said
+        assert said.count("no usable clip among the ") == 1
+        if more:
+            assert "15 of 30 clips" in said and "fps > 99, beside num_frames > 2." in said
+    assert codes == [2, 2]
 
 
 def test_a_dry_run_looks_at_clips_that_are_there(source, tmp_path, capsys):

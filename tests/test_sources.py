@@ -531,3 +531,10 @@ def test_remote_tables_and_tars_are_read_where_they_are(tmp_path):
     for pattern in ("s-{0..0}.tar", "s-*.tar"):
         [clip] = specs.read(f"memory://bucket/set/{pattern}")
         assert clip.text == "text" and clips.open_binary(clip.file).read() == b"video"
+
+
+@pytest.mark.parametrize("write", [data_sets.write_openvid, data_sets.write_miradata])
+def test_small_data_sets_are_written_to_new_folders(write, tmp_path):
+    write(tmp_path / "new", 2)
+    with pytest.raises(ValueError, match="new holds files: name a new folder"):
+        write(tmp_path / "new", 2)

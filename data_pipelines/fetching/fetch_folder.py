@@ -101,6 +101,27 @@ class Download:
                     self._write_failed()
         return done
 
+    def check_fetcher(self, items: list[fetch_lists.Item]):
+        """Refuses videos behind web pages, before any work, where nothing can fetch them.
+
+        Raises:
+            ValueError: If some are not there yet, and the external command is not installed.
+        """
+        pages = sum(item.is_page for item in self.missing(items))
+        if pages and (problem := self._lacks_fetcher()):
+            raise ValueError(
+                f"{pages:,} of {len(items):,} videos lie behind web pages, and {problem}"
+            )
+
+    def _lacks_fetcher(self) -> str:
+        name = shlex.split(self._fetcher)[0]
+        if shutil.which(name) is not None:
+            return ""
+        return (
+            f"{name} is not installed: `pip install yt-dlp`, or name another command with "
+            "--fetcher='COMMAND {url} {out}'."
+        )
+
     def done(self) -> dict[str, dict]:
         """Reads the manifest, but for a line that is half written."""
         content = self._manifest.read_bytes() if self._manifest.exists() else b""
@@ -164,12 +185,8 @@ class Download:
         part = target.with_name(f"{target.stem}.fetched{target.suffix}")
         words = {"{url}": item.remote.url, "{out}": str(part)}
         command = [words.get(word, word) for word in shlex.split(self._fetcher)]
-        if shutil.which(command[0]) is None:
-            raise web.FetchError(
-                "no fetcher",
-                f"{command[0]} is not installed, and the URL is a web page: `pip install yt-dlp`, "
-                "or name another command with --fetcher='COMMAND {url} {out}'.",
-            )
+        if problem := self._lacks_fetcher():  # it was there when the run began
+            raise web.FetchError("no fetcher", problem)
         begin = time.monotonic()
         with subprocess.Popen(
             command,

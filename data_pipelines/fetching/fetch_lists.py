@@ -15,6 +15,10 @@ from data_pipelines.process import text_files
 from data_pipelines.sources import rows
 
 OPENVID = "datasets/nkp37/OpenVid-1M"
+_WITHOUT_HUB = (
+    "The list of files comes from there: run this where the hub can be reached (proxies are not "
+    "used), or name a mirror of it with --hub=URL or HF_ENDPOINT."
+)
 _PAGES = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
 
 
@@ -51,7 +55,10 @@ def openvid(
     for folder in ("data/train",) if numbers == set() else ("data/train", "OpenVidHD" * hd):
         url = f"{hub}/api/{OPENVID}/tree/main/{folder}".rstrip("/")
         while url:
-            entries, url = web.read_json(url, limits, token)
+            try:
+                entries, url = web.read_json(url, limits, token)
+            except web.FetchError as error:
+                raise web.FetchError(error.reason, f"{error} {_WITHOUT_HUB}") from error
             for entry in entries:
                 path = str(entry.get("path"))
                 part = named.fullmatch(path)
@@ -89,7 +96,7 @@ def miradata(table: str, ids: str) -> tuple[list[Item], dict[str, rows.Refused]]
     """
     numbers = None if ids == "all" else parse_ranges(ids, "--ids")
     items, refused = {}, {}
-    for number, row in mira.read_table(mira.find_table(table)):
+    for number, row in mira.read_table(mira.find_table(table, "--csv=")):
         try:
             if isinstance(row, rows.Refused):
                 raise row

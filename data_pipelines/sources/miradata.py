@@ -75,12 +75,17 @@ def read(
     return table.clips
 
 
-def find_table(source: str) -> str:
-    """Returns the table that `source` is or holds.
+def find_table(source: str, flag: str = "--source=miradata:") -> str:
+    """Returns the table that `source` is or holds; `flag` is what the user wrote before it.
 
     Raises:
         ValueError: If there is none, or more than one.
     """
+    if not ("://" in source or os.path.exists(source)):
+        raise ValueError(
+            f"{flag}{source} does not exist: give a clip table or a folder, that of MiraData "
+            "(docs/prepare_data.md says where its table is)."
+        )
     if not os.path.isdir(source):
         return source
     names = sorted(
@@ -89,8 +94,8 @@ def find_table(source: str) -> str:
     if len(names) != 1:
         found = ", ".join(str(p.relative_to(source)) for p in names[:5]) or "none"
         raise ValueError(
-            f"--source=miradata:{source} needs one table named miradata*.csv, and has {found}: "
-            "give the file, --source=miradata:FILE.csv."
+            f"{flag}{source} needs one table named miradata*.csv, and has {found}: give the "
+            f"file, {flag}FILE.csv."
         )
     return str(names[0])
 

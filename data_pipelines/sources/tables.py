@@ -92,7 +92,7 @@ def _check_columns(source: str, columns, needed: tuple[str, ...]):
         raise ValueError(
             f"{source} has no column {' and no column '.join(missing)}; its columns are "
             f"{', '.join(columns)[:500]}. Name them in the first line, or say which to take: "
-            f"--source='{os.path.basename(source)}?path=COLUMN&text=COLUMN'."
+            f"--source='{source}?path=COLUMN&text=COLUMN'."
         )
 
 

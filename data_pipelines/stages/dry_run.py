@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Sequence
 
+import pyarrow as pa
 import tqdm
 
 from data_pipelines.shards import builder
 from data_pipelines.sources import clips
-from data_pipelines.stages import parts, runner, select, shards, summary
+from data_pipelines.stages import ledger, parts, runner, select, shards, summary
 
 _CLIPS_WRITTEN = 64  # kept clips of the sample that are written to shards, at most
 
@@ -30,7 +31,7 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
             table, the same ones each time.
 
     Raises:
-        ValueError: If the sample would be empty.
+        ValueError: If the sample would be empty, or no clip of it is kept.
     """
     usable = [clip for clip in table if "refused" not in clip.given]
     refused = collections.Counter(
@@ -59,6 +60,8 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
             examiner.close()
         rows = select.select(parts.read_rows(work / "parts", size), plain, quiet=True)
         kept = shards.kept_rows(rows)
+        if not len(kept):
+            raise ValueError(_why_none(rows, plain, f"{size:,} of {len(usable):,} clips"))
         shard_seconds, shard_bytes = _write(work, kept.slice(0, _CLIPS_WRITTEN), plain, num_workers)
     share = len(usable) / size
     shard_share = share * len(kept) / max(1, min(len(kept), _CLIPS_WRITTEN))
@@ -67,6 +70,7 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
     per_clip = sum(seconds) * num_workers / len(usable)
     lines = [
         f"dry run: {size:,} of {len(usable):,} clips; nothing was written",
+        summary.rules(plain),
         *([f"rows that cannot be used: {unusable}"] if unusable else []),
         "",
         summary.verdicts(count, left_out),
@@ -82,6 +86,22 @@ def estimate(table: Sequence[clips.Clip], plain: dict, num_workers: int, size: i
     if size < len(usable) and (plain["dedup"]["exact"] or plain["dedup"]["near"] >= 0):
         lines.append("\n  a sample shows few of the duplicates: the whole will keep less")
     return "\n".join(lines)
+
+
+def _why_none(rows: pa.Table, plain: dict, sample: str) -> str:
+    """Returns what to say of a sample of which nothing is kept, and what to change."""
+    refused = {*ledger.counts(rows)}
+    asked = [rule for rule in plain["rules"] if rule in refused]
+    advice = []
+    if asked:
+        rest = "; ".join(rule for rule in plain["rules"] if rule not in refused)
+        advice.append(
+            f"Rules that keep more: --config.rules with other numbers for {' and '.join(asked)}"
+            + (f", beside {rest}." if rest else ".")
+        )
+    if refused - {*asked}:
+        advice.append("What the other reasons mean: docs/ledger.md.")
+    return f"dry run: {summary.why_none(rows, sample)} {' '.join(advice)}"
 
 
 def _warm_up(examiner: parts.Examiner, clip: clips.Clip, num_workers: int):

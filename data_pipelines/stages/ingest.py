@@ -120,11 +120,8 @@ def _alone(work: pathlib.Path) -> Iterator[None]:
 def _why_none(work: pathlib.Path, rows: pa.Table, source: str) -> str:
     """Writes a ledger of clips that are all left out, and returns what to say of them."""
     ledger.write(work / ledger.NAME, rows)
-    counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
-    first = rows.slice(0, 1).to_pylist()[0]
     return (
-        f"no usable clip among the {source} ({', '.join(f'{rule}: {n:,}' for rule, n in counts)}). "
-        f"The first, {first['id']}: {first['message']} All of them: {work / ledger.NAME}, which "
+        f"{summary.why_none(rows, source)} All of them: {work / ledger.NAME}, which "
         "data_pipelines.browse shows."
     )
 

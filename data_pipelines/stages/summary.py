@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 
+import pyarrow as pa
+
 from data_pipelines.stages import ledger
 
 
@@ -56,6 +58,26 @@ def human_seconds(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def rules(plain: dict) -> str:
+    """Returns the rules in force, as --config.rules takes them."""
+    return f'rules in force: --config.rules="{"; ".join(plain["rules"])}"'
+
+
+def why_none(rows: pa.Table, source: str) -> str:
+    """Returns what to say of a ledger that keeps no clip: which rules left out how many.
+
+    Args:
+        rows: The ledger.
+        source: Where its rows are from: "12 rows of clips.csv".
+    """
+    counts = sorted(ledger.counts(rows).items(), key=lambda item: -item[1])
+    first = rows.slice(0, 1).to_pylist()[0]
+    return (
+        f"no usable clip among the {source} ({', '.join(f'{rule}: {n:,}' for rule, n in counts)}). "
+        f"The first, {first['id']}: {first['message']}"
+    )
 
 
 def count(rows) -> tuple[int, dict[str, int]]:
