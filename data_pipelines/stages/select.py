@@ -159,26 +159,32 @@ def _duplicates(rows: pa.Table, kept: np.ndarray, how: dict) -> tuple[dict, dict
     exact, near, is_kept = {}, {}, np.zeros(len(rows), bool)
     is_kept[kept] = True
     if how["exact"]:
-        # frames, as the seconds of two rows that mean the same ones may differ in a last digit
-        names = ["sha256", "first_frame", "num_frames"]
-        facts = rows.select(["id", *names]).filter(pa.array(is_kept))
-        exact = dedup.exact([_codes(facts[name]) for name in names], facts["id"])
+        exact = _exact(rows, is_kept)
     if how["near"] >= 0:
         is_rest = np.ones(len(kept), bool)
         is_rest[[*exact]] = False
         rest = np.flatnonzero(is_rest)
         is_kept[kept[~is_rest]] = False
-        names = ["id", "phash", "kind", "num_frames", "fps", "height", "width"]
-        table = rows.select(names).filter(pa.array(is_kept))
-        found = dedup.near(
-            table["phash"],
-            how["near"],
-            pixels=pc.fill_null(rules.column(table, "pixels"), 0).to_numpy(),
-            seconds=pc.fill_null(rules.column(table, "seconds"), 0.0).to_numpy(),
-            ids=table["id"],
-        )
+        pa.default_memory_pool().release_unused()
+        found = _near(rows, is_kept, how["near"])
         near = {int(rest[worse]): int(rest[better]) for worse, better in found.items()}
     return exact, near
+
+
+def _exact(rows: pa.Table, is_in: np.ndarray) -> dict[int, int]:
+    # frames, as the seconds of two rows that mean the same ones may differ in a last digit
+    names = ["sha256", "first_frame", "num_frames"]
+    facts = rows.select(["id", *names]).filter(pa.array(is_in))
+    return dedup.exact([_codes(facts[name]) for name in names], facts["id"])
+
+
+def _near(rows: pa.Table, is_in: np.ndarray, distance: int) -> dict[int, int]:
+    names = ["kind", "num_frames", "fps", "height", "width"]
+    facts = rows.select(names).filter(pa.array(is_in))
+    pixels = pc.fill_null(rules.column(facts, "pixels"), 0).to_numpy()
+    seconds = pc.fill_null(rules.column(facts, "seconds"), 0.0).to_numpy()
+    ids, hashes = (rows[name].filter(pa.array(is_in)) for name in ("id", "phash"))
+    return dedup.near(hashes, distance, pixels=pixels, seconds=seconds, ids=ids)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
