@@ -13,7 +13,7 @@ from data_pipelines.media import video_io
 from data_pipelines.shards import records
 from data_pipelines.sources import clips
 from data_pipelines.stages import examine, ingest, ledger, rules
-from tests import odd_media
+from tests import odd_media, whole_files
 
 DATA = pathlib.Path(__file__).parent / "data" / "odd_media"
 OPEN_GROUPS = {"x265-params": "log-level=none:keyint=20:open-gop=1:bframes=3:scenecut=0"}
@@ -280,3 +280,27 @@ def test_pixels_that_are_not_square_are_told(container, aspect):
     (row,) = examine.examine(io.BytesIO(content), clips.Clip("a", "a", None))
     (verdict,) = rules.apply(rules.parse(["pixel_aspect == 1"]), ledger.table([row]))
     assert (verdict is None) == (aspect == "1/1")
+
+
+def test_keyframes_that_need_what_comes_before_are_marked_by_quicktime():
+    options = {"g": "12", "bf": "2"}
+    content = odd_media.video("mpeg2video", container="mov", options=options)
+    assert b"stps" in content and numbers(content) == list(range(60))
+
+
+def test_a_cut_whose_rate_is_guessed_wrong_has_that_of_its_times():
+    options = {"x264-params": "stitchable=1:bluray-compat=1"}
+    times = [number / 60 for number in range(24)]
+    settings = {"size": (96, 40), "format": "yuvj420p", "rate": 60, "times": times}
+    whole = odd_media.video("libx264", 24, container="matroska", options=options, **settings)
+    content = odd_media.from_keyframe(whole, 1, "matroska")
+    assert round(video_io.check(content).fps) == 60
+    assert numbers(content) == list(range(8, 24))
+
+
+def test_the_duration_of_a_first_fragment_may_be_that_of_all(tmp_path):
+    recipe = whole_files.Recipe(
+        *("libx264", "yuvj420p", {"preset": "veryslow"}, "mov", {"movflags": "frag_every_frame"}),
+        *("none", (100, 72), 30, 7, "PyAV"),
+    )
+    assert video_io.check(whole_files.make(recipe, tmp_path)).num_frames == 7

@@ -58,6 +58,8 @@ def of_stream(stream, format: str, limits: Limits) -> Probe:
     """
     height, width = stream.codec_context.height, stream.codec_context.width
     fps = float(stream.average_rate or _UNKNOWN_FPS)
+    if fps > limits.max_fps and format != "avi":  # a guess, from the first times of Matroska
+        fps = float(stream.base_rate or fps)
     claimed = stream.frames or None
     if not height or not width:
         raise MediaError("broken header", "the header gives no picture size.")

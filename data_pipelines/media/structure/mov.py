@@ -17,6 +17,7 @@ _NEEDED = {b"moov": b"mvhd", b"trak": b"tkhd mdia", b"mdia": b"mdhd minf", b"min
 _KNOWN = frozenset(
     b"mvhd trak iods mvex udta meta tkhd edts mdia tref elst mdhd hdlr minf vmhd smhd nmhd gmhd "
     b"dinf stbl stsd stts stsc stsz stz2 stco co64 ctts stss cslg sdtp sbgp sgpd dref trex mehd "
+    b"stps stsh ainf "
     b"mfhd traf tfhd tfdt trun hmhd sthd hinf hnti name chap tmcd cdsc hint clef prof enof load "
     b"imap kind elng senc saiz saio pssh subs leva trep strk keys ilst cprt clip matt kmat uuid "
     b"free skip wide gmin text covr chpl".split()
@@ -45,8 +46,9 @@ def check(source: pieces.Source) -> int | None:
     moov = source.header(*moovs[0])
     boxes = _tree(source, moov, 0, len(moov), b"moov", 1)
     pieces.check_streams(len({b[3] for b in boxes if b[3] is not None}), source)
+    goes_on = any(name == b"moof" for name, _, _ in top)
     tracks = [
-        _track(moov, [b for b in boxes if b[3] == trak], source)
+        _track(moov, [b for b in boxes if b[3] == trak], source, goes_on)
         for trak in sorted({b[3] for b in boxes if b[3] is not None})
     ]
     fragments = _fragments(source, [(start, end) for name, start, end in top if name == b"moof"])
@@ -122,8 +124,8 @@ class _Track:
     chunks: np.ndarray
 
 
-def _track(moov: bytes, boxes: list, source: pieces.Source) -> _Track:
-    """Checks the sample tables of a track."""
+def _track(moov: bytes, boxes: list, source: pieces.Source, goes_on: bool) -> _Track:
+    """Checks the sample tables of a track, which goes on in fragments or not."""
     tables: dict[bytes, bytes] = {}
     for name, start, end, _ in boxes:
         tables.setdefault(name, moov[start:end])
@@ -149,7 +151,7 @@ def _track(moov: bytes, boxes: list, source: pieces.Source) -> _Track:
     runs = _counted(tables[b"stts"], 2, "stts") if b"stts" in tables else np.zeros((0, 2))
     if runs[:, 0].sum() != count:
         raise pieces.damaged(f"times for {int(runs[:, 0].sum())} of {count} samples")
-    _check_duration(tables, runs)
+    _check_duration(tables, runs, goes_on)
     if b"ctts" in tables:
         shown = int(_counted(tables[b"ctts"], 2, "ctts")[:, 0].sum())
         if shown != count:
@@ -213,8 +215,11 @@ def _table(content: bytes, count: int, kind: str, name: str) -> np.ndarray:
     return np.frombuffer(content, kind).astype(np.int64)
 
 
-def _check_duration(tables: dict[bytes, bytes], runs: np.ndarray):
-    """The samples' times add up to the track's duration, up to the duration of one sample."""
+def _check_duration(tables: dict[bytes, bytes], runs: np.ndarray, goes_on: bool):
+    """The samples' times add up to the track's duration, up to the duration of one sample.
+
+    Of a track that goes on in fragments, the duration may be that of the whole.
+    """
     head = tables[b"mdhd"]
     scale, duration = struct.unpack(
         ">IQ" if head[0] else ">II", head[20:32] if head[0] else head[12:20]
@@ -225,7 +230,8 @@ def _check_duration(tables: dict[bytes, bytes], runs: np.ndarray):
     shift = 0  # frames are shown later than they are decoded, by as much as they are reordered
     if b"ctts" in tables:
         shift = int(np.abs(_counted(tables[b"ctts"], 2, "ctts", ">i4")[:, 1]).max(initial=0))
-    if total and duration and abs(total - duration) > longest + shift:
+    differ = max(0, total - duration) if goes_on else abs(total - duration)
+    if total and duration and differ > longest + shift:
         raise pieces.damaged(f"samples of {total} ticks in a track of {duration}")
 
 
