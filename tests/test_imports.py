@@ -26,6 +26,7 @@ FOLDERS = {
     },
     "vidgen": {
         "process": set(),
+        "launching": {"process"},
         "models": set(),
         "weights": {"models"},
         "training": {"models", "process", "weights"},

@@ -13,6 +13,7 @@ import pytest
 from tests import processes
 from tests import toy_training as toy
 from vidgen import launch
+from vidgen.launching import leader
 from vidgen.process import exit_codes
 
 # A run of 5 "checkpoints" that each start may add one or more to, in a module of its own.
@@ -85,7 +86,7 @@ sys.exit(1 if process else 0)
     code, err, (start,) = finish(tmp_path, body, "--give_up_after=1", processes_=3)
     assert code == exit_codes.STORAGE and start["process"] == 2
     assert "process 2 on" in err and "the disk is full" in err
-    assert time.monotonic() - begin < launch.GRACE_SECONDS + 8
+    assert time.monotonic() - begin < leader.GRACE_SECONDS + 8
 
 
 def test_each_start_has_an_address_of_its_own(tmp_path):
