@@ -165,7 +165,7 @@ def test_members_go_on_with_a_leader_that_comes_back(launching):
 
 
 def test_a_host_that_fails_first_in_a_row_is_set_aside_for_a_spare(launching):
-    run = launching('if host == "b":\n    time.sleep(0.2)\n    os.abort()', 2)
+    run = launching('if host == "b":\n    time.sleep(0.2)\n    os.kill(os.getpid(), 9)', 2)
     run.start("a", "b")
     run.wait(lambda: len(run.starts()) == 1)
     run.start("c")
@@ -175,10 +175,10 @@ def test_a_host_that_fails_first_in_a_row_is_set_aside_for_a_spare(launching):
 
 
 def test_a_bad_host_is_used_where_no_spare_is_there(launching):
-    run = launching('if host == "b" and start < 3:\n    os.abort()', 2)
+    run = launching('if host == "b" and start < 3:\n    os.kill(os.getpid(), 9)', 2)
     run.start("a", "b")
     assert run.codes() == {"a": 0, "b": 0}
-    assert [start["code"] for start in run.starts()] == [-6, -6, 0]
+    assert [start["code"] for start in run.starts()] == [-9, -9, 0]
     assert "b has failed often (launch/hosts.jsonl), and no spare is there: used." in run.said("a")
 
 
@@ -266,7 +266,7 @@ def test_a_signal_at_any_supervisor_stops_the_run_on_all(host, launching):
 
 
 def test_a_leader_whose_own_machine_is_set_aside_passes_a_signal_on(launching):
-    run = launching('if host == "a":\n    os.abort()' + STOPS, 1)
+    run = launching('if host == "a":\n    os.kill(os.getpid(), 9)' + STOPS, 1)
     (run.workdir / "launch").mkdir(parents=True)
     line = {"host": "a", "start": 0, "gained": False}
     (run.workdir / "launch" / "hosts.jsonl").write_text(json.dumps(line) + "\n")

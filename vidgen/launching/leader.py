@@ -18,6 +18,7 @@ from vidgen.process import exit_codes
 
 GRACE_SECONDS = 12.0  # for the other processes to end, once one has told them why it ends
 KILLED_GRACE_SECONDS = 0.5  # once one was killed, or its machine lost: it has told them nothing
+ABORT_GRACE_SECONDS = 4.0  # once JAX aborted one: for the hang of another to be found from outside
 GONE_SECONDS = 20.0  # for processes to be gone after that, or their machine is lost
 PORT_SECONDS = 10.0  # for a machine to name a free port
 TELL_SECONDS = 15.0  # between two words of waiting
@@ -163,9 +164,7 @@ class Leader:
             self._turn()
             ends, now = self._rendezvous.ends, time.monotonic()
             if ends:
-                were_told = all(ended.was_told for ended in ends)
-                grace = GRACE_SECONDS if were_told else KILLED_GRACE_SECONDS
-                deadline = min(deadline, now + grace)
+                deadline = min(deadline, now + min(map(_grace, ends)))
             if any(machine.signals > 1 for machine in self._rendezvous.machines):
                 deadline = min(deadline, now)
             if deadline == math.inf:
@@ -229,6 +228,14 @@ class Leader:
                 self._is_asked = True
                 for other in self._places if is_spare else ():
                     other.channel.send("signal", number=signal.SIGTERM)
+
+
+def _grace(ended: Ended) -> float:
+    """How long the other processes have, to end by themselves and to tell what they know."""
+    if ended.was_told:
+        return GRACE_SECONDS
+    is_abort = ended.code == -signal.SIGABRT
+    return ABORT_GRACE_SECONDS if is_abort else KILLED_GRACE_SECONDS
 
 
 def choose(
