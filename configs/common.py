@@ -45,6 +45,7 @@ def base() -> ConfigDict:
     config.data.workers = 4  # processes that decode videos; 0: threads of the main one
     config.data.deadline_seconds = 60.0  # for one clip to be read
     config.data.bad_limit = 0.01  # share of clips that may be damaged, and others take their places
+    config.data.skip = ()  # ((first, end), ...): numbers of batches that are passed over
 
     config.vae = ConfigDict({"model": vae_tiny(), "loss": vae_loss()})
     config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file
@@ -66,6 +67,7 @@ def base() -> ConfigDict:
 
     config.optim = ConfigDict()
     config.optim.clip = 1.0
+    config.optim.clip_recent = 0.0  # and so many deviations above the recent norm (ZClip); 0: off
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-15
@@ -76,6 +78,10 @@ def base() -> ConfigDict:
     config.accumulate = ConfigDict({"batches": 1, "weighting": "batch"})
     config.microbatches = 1  # slices of a batch, at least, taken one after the other
     config.max_refused = 5  # updates in a row that may come out not finite, and are left out
+    # a loss that is `z` deviations above those of its bucket of late, so often in a row: the run
+    # goes back to before, and passes over the batches of `skip` updates, `limit` times; z=0: never
+    config.spike = ConfigDict({"z": 0.0, "in_a_row": 3, "skip": 200, "limit": 3})
+    config.replay_every = 0  # updates; a gradient is computed twice and compared; 0: never
     config.ema_decay = 0.99
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
@@ -112,6 +118,7 @@ def full() -> ConfigDict:
     config.data.workers = 8
     config.optim.freeze = ("y_embedder/.*", "rope_freqs")
     config.mesh.fsdp = 8
+    config.replay_every = 1000
     config.snapshot.folder = "/dev/shm/vidgen"
     config.frozen_sharding = (("text/.*kernel", (None, "fsdp")), (".*", ()))
     return config

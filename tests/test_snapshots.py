@@ -46,6 +46,14 @@ def restore(folder, like, saved=None, run=RUN):
     return found
 
 
+def test_what_a_rewind_took_back_is_removed(folder, mesh):
+    for step in (7, 9):
+        take(folder, make_state(mesh, step), step)
+    snaps, like = snapshots.Snapshots(RUN, folder=folder), abstract(make_state(mesh))
+    state, _ = snaps.restore(like, lambda meta, path: None, None, lambda step, meta: step < 8)
+    assert int(state.step) == 7 and [path.stem for path in files(folder)] == ["7"]
+
+
 def test_a_sharded_state_comes_back_to_the_last_bit_and_in_place(folder, mesh):
     state = make_state(mesh, 7)
     take(folder, state, 7)

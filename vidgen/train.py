@@ -20,6 +20,9 @@ from vidgen.tasks import loaders
 from vidgen.training import checkpoint, data, goodput, metrics, resolve, sharding, train_state
 from vidgen.training import micro_steps as micro_steps_lib
 from vidgen.training import numbers as numbers_lib
+from vidgen.training import replay as replay_lib
+from vidgen.training import rewinds as rewinds_lib
+from vidgen.training import spikes as spikes_lib
 from vidgen.training import tiers as tiers_lib
 from vidgen.training import workdir as workdir_lib
 from vidgen.weights import tree_files
@@ -29,8 +32,8 @@ from vidgen.weights import tree_files
 MAY_CHANGE = ("checkpoint", "checkpoint_every", "data.workers", "data.deadline_seconds")
 MAY_CHANGE += ("data.bad_limit", "data.path", "frozen_sharding", "limits", "log", "max_refused")
 MAY_CHANGE += ("mesh", "microbatches", "model.remat", "model.unroll", "num_steps", "preview")
-MAY_CHANGE += ("sharding", "snapshot", "start_from", "stop_after_seconds", "text.folder")
-MAY_CHANGE += ("vae.slice_pixels", "vae.weights")
+MAY_CHANGE += ("replay_every", "sharding", "snapshot", "spike", "start_from")
+MAY_CHANGE += ("stop_after_seconds", "text.folder", "vae.slice_pixels", "vae.weights")
 # What the processes of one start may have each their own way: paths, compared by content, and help.
 PER_PROCESS = ("data.path", "data.workers", "start_from", "text.folder", "vae.weights")
 
@@ -52,24 +55,23 @@ def train(config, folder, accept=()) -> int:
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
         loader = loaders.make_loader(config, task, folder)
         mesh = sharding.make_mesh(config.mesh.to_dict())
-        devices = sharding.batch_devices(mesh)
-        settings = config.accumulate.to_dict() | {"slices": config.microbatches}
-        micro_steps = micro_steps_lib.MicroSteps(loader, task.tokens, devices, **settings)
+        rewinds = rewinds_lib.Rewinds(folder, config.data.skip, config.accumulate.batches)
+        micro_steps = micro_steps_lib.make(config, loader, task.tokens, mesh, rewinds.number)
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))
         places = sharding.by_path(abstract, config.sharding, mesh)
         wanted = sharding.placed(abstract, places)
         resolve.check(config, task, tx, abstract, loader)
         run = workdir_lib.Run(folder, config, loader.fingerprint, MAY_CHANGE, accept)
-        ranks.agree(run.facts(PER_PROCESS))
-        given = train_state.given_params(config, checkpoint.steps(folder), wanted.params)
+        ranks.agree(run.facts(PER_PROCESS) | rewinds.facts())
+        given = train_state.given_params(config, rewinds.valid_steps(), wanted.params)
         frozen = task.load_frozen(mesh, loader.kind)
         run.weights({name: tree_files.fingerprint(tree) for name, tree in frozen.items()})
         run.lock()
         phases.open(folder)
         runtime.stop_when(folder, config.stop_after_seconds)
         phases.enter("restore")
-        tiers = tiers_lib.Tiers(run, config)
+        tiers = tiers_lib.Tiers(run, config, rewinds)
         restored = tiers.restore(wanted)
         changed = run.keep()
     with jax.set_mesh(mesh):
@@ -91,8 +93,10 @@ def train(config, folder, accept=()) -> int:
         settings = config.log.to_dict() | {"account": goodput.Account(folder, phases.seconds)}
         log = metrics.Logger(folder, config.num_steps, start, **settings)
         tell = loader.clip_ids, log.note, tiers.close
-        numbers = numbers_lib.Numbers(folder, config.max_refused, *tell)
-        for line in resolve.describe(config, changed, start):
+        spikes = spikes_lib.Spikes(run, rewinds, **config.spike.to_dict())
+        numbers = numbers_lib.Numbers(folder, config.max_refused, *tell, spikes)
+        replay = replay_lib.Replay(config.replay_every, places.params, numbers.events, *tell[1:])
+        for line in (*resolve.describe(config, changed, start), *rewinds.describe()):
             log.note(line)
         stopped = False
         for step in range(start + 1, config.num_steps + 1):
@@ -100,7 +104,7 @@ def train(config, folder, accept=()) -> int:
             phases.enter("data", step, micro_steps_lib.labels(plan + ahead))
             taken = list(itertools.islice(batches, len(plan)))
             phases.enter("step", step, micro_steps_lib.labels(plan))
-            state, step_metrics = update(state, frozen, taken)
+            state, step_metrics = update(state, frozen, taken, replay.at(step, plan))
             numbers.step(step, step_metrics, plan)
             log.step(step, step_metrics, **micro_steps_lib.work(plan, task))
             tiers.check()

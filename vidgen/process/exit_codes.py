@@ -9,6 +9,7 @@ DATA = 77
 STORAGE = 78
 NUMBERS = 79
 REFUSED = 80
+REWIND = 81
 
 MEANINGS = {
     DONE: "all steps are done and saved",
@@ -18,8 +19,9 @@ MEANINGS = {
     HANG: "no progress within a limit: start again, and look at the stacks",
     DATA: "data cannot be read: look at bad_clips-*.jsonl",
     STORAGE: "a checkpoint could not be written, or none can be read: look at the storage",
-    NUMBERS: "too many updates in a row were not finite: look at events.jsonl",
+    NUMBERS: "updates are not finite, spike, or differ when replayed: look at events.jsonl",
     REFUSED: "config, data or working folder refused: starting again will not help",
+    REWIND: "the loss spiked, and the run goes back to before it: start again",
 }
 # The message of an error with one of these says it all; a trace of the code would not help.
-TOLD = (DATA, STORAGE, NUMBERS, REFUSED)
+TOLD = (DATA, STORAGE, NUMBERS, REFUSED, REWIND)

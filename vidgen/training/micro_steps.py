@@ -11,13 +11,14 @@ whatever its batch: `weighting="batch"`, with as many batches an update as it ha
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from data_pipelines.loading import buckets
+from vidgen.training import sharding
 
 WEIGHTINGS = ("batch", "clip", "token")
 
@@ -49,12 +50,24 @@ class MicroSteps:
         weighting: What a batch counts: as much as any other, or by its clips or its tokens.
         slices: Into how many a batch is cut at least; the next number that divides the clips of a
             device is taken.
+        number: Position of a batch in the run -> its number in the loader's order; grows. By
+            default they are the same.
 
     Raises:
         ValueError: If an argument is wrong.
     """
 
-    def __init__(self, loader, tokens, devices: int, *, batches: int, weighting: str, slices: int):
+    def __init__(
+        self,
+        loader,
+        tokens,
+        devices: int,
+        *,
+        batches: int,
+        weighting: str,
+        slices: int,
+        number: Callable[[int], int] = lambda position: position,
+    ):
         for name, value in (("accumulate.batches", batches), ("microbatches", slices)):
             if value < 1:
                 raise ValueError(f"{name}={value}: use 1 or more.")
@@ -64,6 +77,7 @@ class MicroSteps:
                 f"{', '.join(WEIGHTINGS)}."
             )
         self._loader, self._devices, self._batches, self._slices = loader, devices, batches, slices
+        self._number = number
         self._share = {
             "batch": lambda bucket: 1,
             "clip": lambda bucket: bucket.batch_size,
@@ -72,7 +86,7 @@ class MicroSteps:
 
     def __call__(self, step: int) -> list[MicroStep]:
         """The micro-steps of the update that comes after `step` updates."""
-        numbers = range(step * self._batches, (step + 1) * self._batches)
+        numbers = map(self._number, range(step * self._batches, (step + 1) * self._batches))
         found = [(number, self._loader.bucket(number)) for number in numbers]
         whole = sum(self._share(bucket) for _, bucket in found)
         return [
@@ -84,15 +98,25 @@ class MicroSteps:
 
     def iterate(self, start: int) -> Iterator[tuple[MicroStep, dict[str, np.ndarray]]]:
         """Yields every micro-step after `start` updates, with this process's part of its clips."""
-        batches = self._loader.iterate(start * self._batches)
+        following = self._number(start * self._batches)
+        batches = self._loader.iterate(following)
         try:
             for step in itertools.count(start):
                 for micro_step in self(step):
+                    if micro_step.number > following:  # what is between is passed over
+                        batches.close()
+                        batches = self._loader.iterate(micro_step.number)
                     if micro_step.part == 0:
-                        batch = next(batches)
+                        batch, following = next(batches), micro_step.number + 1
                     yield micro_step, cut(batch, micro_step)
         finally:
             batches.close()
+
+
+def make(config, loader, tokens, mesh, number) -> MicroSteps:
+    """The micro-steps of a config on the devices of a mesh; see `MicroSteps`."""
+    settings = config.accumulate.to_dict() | {"slices": config.microbatches, "number": number}
+    return MicroSteps(loader, tokens, sharding.batch_devices(mesh), **settings)
 
 
 def slices(clips: int, devices: int, least: int) -> int:

@@ -4,9 +4,7 @@
 there are too many. What is read belongs to the update before the last, so that nothing waits.
 """
 
-import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidgen.process import exit_codes
+from vidgen.training import events as events_lib
 from vidgen.training import micro_steps as micro_steps_lib
+from vidgen.training import spikes as spikes_lib
 
 
 class NumbersError(RuntimeError):
@@ -35,9 +35,10 @@ class Numbers:
         clip_ids: Number of a batch -> the ids of its clips.
         note: Prints a line.
         close: Called before a run is ended, so that a checkpoint that is being written lands.
+        spikes: Looks at the updates that were taken, or None.
 
     Attributes:
-        suspicious: The last step that was refused in this start, or None.
+        events: Of the run.
     """
 
     def __init__(
@@ -47,16 +48,22 @@ class Numbers:
         clip_ids: Callable[[int], Sequence[str]],
         note: Callable[[str], None],
         close: Callable[[], None] = lambda: None,
+        spikes: spikes_lib.Spikes | None = None,
     ):
         if limit < 0:
             raise ValueError(f"max_refused={limit}: use 0 or more.")
-        self._path = pathlib.Path(workdir) / "events.jsonl"
-        self._limit, self._clip_ids, self._note, self._close = limit, clip_ids, note, close
+        self.events = events_lib.Events(workdir, clip_ids)
+        self._limit, self._note, self._close, self._spikes = limit, note, close, spikes
         self._in_a_row, self._pending = 0, None
-        self.suspicious: int | None = None
+        self._refused: int | None = None
         self._is_finite = jax.jit(
             lambda tree: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
         )
+
+    @property
+    def suspicious(self) -> int | None:
+        """The first step of a spike that may have begun, the last that was refused, or None."""
+        return (self._spikes and self._spikes.began) or self._refused
 
     def step(
         self,
@@ -68,6 +75,7 @@ class Numbers:
 
         Raises:
             NumbersError: If more than `limit` updates in a row were refused.
+            RewindError, SpikeError: See `spikes`.
         """
         self.flush()
         self._pending = step, metrics, plan
@@ -79,29 +87,26 @@ class Numbers:
         (step, metrics, plan), self._pending = self._pending, None
         if not int(metrics["refused"]):
             self._in_a_row = 0
+            if self._spikes:
+                self._spikes.look(step, metrics, plan, self.events, self._close)
             return
-        self._in_a_row, self.suspicious = self._in_a_row + 1, step
-        buckets = list(dict.fromkeys(m.bucket.name for m in plan))
-        clips = {m.number: list(map(str, self._clip_ids(m.number))) for m in plan}
+        self._in_a_row, self._refused = self._in_a_row + 1, step
         numbers = {k: str(float(metrics[k])) for k in ("loss", "grad_norm", "param_norm", "lr")}
         if "losses" in metrics:
             numbers["losses"] = [str(float(x)) for x in metrics["losses"]]
-        event = {"event": "refused", "step": step, "buckets": buckets, **numbers}
-        if jax.process_index() == 0:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(event | {"clips": clips}) + "\n")
+        self.events.write("refused", step, plan, **numbers)
         self._note(
             f"step {step} was REFUSED, its numbers are not finite: loss {numbers['loss']}, "
             f"grad_norm {numbers['grad_norm']}, param_norm {numbers['param_norm']}; buckets "
-            f"{', '.join(buckets)}; its clips are in {self._path}."
+            f"{', '.join(micro_steps_lib.labels(plan))}; its clips are in {self.events.path}."
         )
         if self._in_a_row > self._limit:
             self._close()
             raise NumbersError(
                 f"{self._in_a_row} updates in a row were refused, up to step {step}, because their "
                 f"numbers are not finite; max_refused={self._limit}. Parameters are still those "
-                f"before the first of them. {self._path} names their buckets and clips: look at "
-                "these, or lower schedule.lr, and start again from the last checkpoint."
+                f"before the first of them. {self.events.path} names their buckets and clips: look "
+                "at these, or lower schedule.lr, and start again from the last checkpoint."
             )
 
     def check(self, state: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vidgen.models import compat as compat_lib
-from vidgen.training import sharding
+from vidgen.training import recent_norm, sharding
 
 
 def schedule(
@@ -68,6 +68,12 @@ def rate(config, opt_state):
     return config_schedule(config)(count)
 
 
+def clip_facts(config, opt_state, norm) -> dict[str, jax.Array]:
+    """Metrics of the clip by recent norms; none without it."""
+    z = config.optim.get("clip_recent", 0.0)  # configs of older runs have no such field
+    return recent_norm.facts(opt_state, norm, z=z, clip=config.optim.clip)
+
+
 def _one_cycle(lr, lr_start, lr_peak, warmup_steps, cooldown_steps, anneal, swap):
     shares = {"cos": lambda done: 0.5 * (1 - jnp.cos(jnp.pi * done)), "linear": lambda done: done}
     if anneal not in shares:
@@ -91,6 +97,7 @@ def make_optimizer(
     rate,
     *,
     clip: float = 1.0,
+    clip_recent: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-15,
@@ -102,6 +109,8 @@ def make_optimizer(
     Args:
         rate: Learning rate by the update's number.
         clip: Largest global L2 norm of the gradient of the trained parameters.
+        clip_recent: Before that, clips norms so many standard deviations above their recent mean,
+            see `recent_norm`; 0: does not.
         b1, b2, eps: Of Adam.
         weight_decay: Decoupled, on every trained parameter.
         freeze: Patterns of whole parameter paths ("y_embedder/.*") that keep their values and have
@@ -110,8 +119,11 @@ def make_optimizer(
     Raises:
         ValueError: On use, if a pattern matches no parameter.
     """
+    clipping = optax.clip_by_global_norm(clip)
+    if clip_recent:  # one place in the chain for both, so that the others keep their names
+        clipping = optax.chain(recent_norm.clip_by_recent_norm(clip_recent), clipping)
     update = optax.chain(
-        optax.clip_by_global_norm(clip),
+        clipping,
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(rate),

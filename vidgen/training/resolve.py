@@ -56,6 +56,8 @@ def _check_numbers(config) -> None:
         "checkpoint.keep_every": 0,
     }
     least |= {"max_refused": 0, "preview.every": 0, "schedule.warmup_steps": 0, "optim.clip": 0}
+    least |= {"replay_every": 0, "spike.z": 0, "spike.in_a_row": 1, "spike.skip": 1}
+    least |= {"spike.limit": 0}
     flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     wrong = [
         f"{name}={flat[name]}: use {low} or more."
@@ -64,6 +66,9 @@ def _check_numbers(config) -> None:
     ]
     if not 0 <= config.ema_decay <= 1:
         wrong.append(f"ema_decay={config.ema_decay}: use 0 to 1.")
+    recent = config.optim.clip_recent
+    if recent and not 1 <= recent < math.inf:
+        wrong.append(f"optim.clip_recent={recent}: use 1 or more standard deviations, or 0: off.")
     if not (math.isfinite(config.schedule.lr) and config.schedule.lr >= 0):
         wrong.append(f"schedule.lr={config.schedule.lr}: use a finite number of 0 or more.")
     if not 0 < config.snapshot.share < 1:

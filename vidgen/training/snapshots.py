@@ -69,6 +69,7 @@ class Snapshots:
         abstract_state: PyTree,
         check: Callable[[Mapping[str, Any], pathlib.Path], None],
         saved: int | None,
+        is_valid: Callable[[int, Mapping[str, Any]], bool] = lambda step, meta: True,
     ) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest snapshot that all processes can use.
 
@@ -76,6 +77,8 @@ class Snapshots:
             abstract_state: A dataclass with a jax.ShapeDtypeStruct and its sharding for each array.
             check: Refuses a snapshot of another run, by its `meta` and file.
             saved: The newest step that has a checkpoint.
+            is_valid: Whether a snapshot, by its step and `meta`, is of the run as it is now; others
+                are removed.
 
         Returns:
             (state, meta); None where no snapshot is sound everywhere, or a checkpoint is newer, or
@@ -84,7 +87,7 @@ class Snapshots:
         """
         if not self._is_on:
             return None
-        found = self._sound(abstract_state)
+        found = self._sound(abstract_state, is_valid)
         mine = {step: snapshot.index["saved"] for step, snapshot in found.items()}
         told = [json.loads(text) for text in ranks.gather("snapshots", json.dumps([mine, saved]))]
         (bases, saved), saved_now = told[0], lambda step: -1 if step is None else step
@@ -158,7 +161,7 @@ class Snapshots:
         found = self._folder.glob("*.snapshot")
         return {int(path.stem): path for path in found if path.stem.isdecimal()}
 
-    def _sound(self, abstract_state: PyTree) -> dict[int, "_Snapshot"]:
+    def _sound(self, abstract_state: PyTree, is_valid: Callable) -> dict[int, "_Snapshot"]:
         """What this process could go on from, by step."""
         if self._problem:
             return {}
@@ -171,8 +174,10 @@ class Snapshots:
                 problem = str(error)
             if problem:
                 logging.error("The snapshot %s is not used: %s.", path, problem)
-            else:
+            elif is_valid(step, snapshot.index["meta"]):
                 found[step] = snapshot
+            else:
+                path.unlink()
         return found
 
     def _no_room(self, size: int) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vidgen.training import checkpoint, snapshots, workdir
+from vidgen.training import rewinds as rewinds_lib
 
 PyTree = Any
 
@@ -15,9 +16,12 @@ class Tiers:
     Args:
         run: The run, whose folder is locked.
         config: Of the run: `checkpoint`, `checkpoint_every`, `snapshot` and `num_steps`.
+        rewinds: What they took back is put aside.
     """
 
-    def __init__(self, run: workdir.Run, config: Any):
+    def __init__(self, run: workdir.Run, config: Any, rewinds: rewinds_lib.Rewinds):
+        rewinds.put_aside()
+        self._is_valid = lambda step, meta: rewinds.is_valid(step, meta.get("rewinds", 0))
         self._run, self._every, self._end = run, config.checkpoint_every, config.num_steps
         self._checkpoints = checkpoint.Checkpointer(run.folder, **config.checkpoint.to_dict())
         self._snapshots = snapshots.Snapshots(run.id, **config.snapshot.to_dict())
@@ -25,7 +29,7 @@ class Tiers:
     def restore(self, abstract_state: PyTree) -> PyTree | None:
         """The state to go on from, or None; arguments and errors as `Checkpointer.restore`."""
         saved = self._checkpoints.latest_step()
-        found = self._snapshots.restore(abstract_state, self._run.check, saved)
+        found = self._snapshots.restore(abstract_state, self._run.check, saved, self._is_valid)
         found = found or self._checkpoints.restore(abstract_state, self._run.check)
         return found and found[0]
 

@@ -105,6 +105,7 @@ def apply(state, total, *, tx, config):
     kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
     kept = kept.replace(step=state.step + 1)
     facts = {"lr": optim.rate(config, state.opt_state), "refused": (~is_finite).astype(jnp.int32)}
+    facts |= optim.clip_facts(config, state.opt_state, norms["grad_norm"])
     return kept, jax.tree.map(jnp.zeros_like, total), metrics | norms | facts
 
 
@@ -136,22 +137,27 @@ class Update:
         )
         self._zeros = jax.jit(self.zeros, out_shardings=sums)
 
-    def __call__(self, state, frozen, micro_steps):
+    def __call__(self, state, frozen, micro_steps, first=None):
         """Returns (state, metrics) of an update.
 
         Args:
             state: The train state, which is used up.
             frozen: What the task only uses.
             micro_steps: (batch, number, weight) of each, as `gradient` takes them.
+            first: Called as first(gradient, *arguments) for the first of them, which adds to zeros,
+                instead of gradient(*arguments); see `replay`.
         """
         losses = []
         for batch, number, weight in micro_steps:
             if self._total is None:
                 self._total = self._zeros(state.params, frozen, batch)
             scalars = np.uint32(number), np.float32(weight)
-            found = self.gradient(state.params, self._total, frozen, batch, *scalars)
-            self._total, loss = found
+            arguments = state.params, self._total, frozen, batch, *scalars
+            self._total, loss = (
+                first(self.gradient, *arguments) if first else self.gradient(*arguments)
+            )
             losses.append(loss)
+            first = None
         state, self._total, metrics = self.apply(state, self._total)
         return state, metrics | ({"losses": losses} if len(losses) > 1 else {})
 

@@ -39,6 +39,8 @@ class Run:
 
     Attributes:
         id: Of the run, in all of its starts; from `lock` on the same in all processes.
+        noted: What else its checkpoints keep, as JSON by name.
+        restored: What the checkpoint that was checked last keeps; empty without one.
 
     Raises:
         RefusedError: If the folder holds a data set, or belongs to another run, with each field
@@ -59,6 +61,8 @@ class Run:
         self._path = self.folder / "run.json"
         self._there, self._accepted, self.id = None, [], uuid.uuid4().hex
         self._lock = None
+        self.noted: dict[str, Any] = {}
+        self.restored: Mapping[str, Any] = {}
         if (self.folder / "meta.json").exists():
             raise RefusedError(
                 f"{workdir} holds a data set (meta.json): give another workdir, where the run "
@@ -137,10 +141,11 @@ class Run:
         elif meta.get("fingerprint", self.identity.fingerprint) != self.identity.fingerprint:
             there = dataclasses.replace(self.identity, fingerprint=meta["fingerprint"])
             self._compare(there, f"the checkpoint {where}")
+        self.restored = meta
 
     def meta(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps of its run."""
-        return {"position": step, "identity": dataclasses.asdict(self.identity)}
+        return {**self.noted, "position": step, "identity": dataclasses.asdict(self.identity)}
 
     def lock(self) -> None:
         """Takes the folder for the processes of this run, which must all see the same folder.
