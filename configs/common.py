@@ -45,7 +45,7 @@ def base() -> ConfigDict:
     config.data.workers = 4  # processes that decode videos; 0: threads of the main one
     config.data.deadline_seconds = 60.0  # for one clip to be read
     config.data.bad_limit = 0.01  # share of clips that may be damaged, and others take their places
-    config.data.skip = ()  # ((first, end), ...): numbers of batches that are passed over
+    config.data.skip_batches = ()  # ((first, end), ...): numbers of batches that are passed over
 
     config.vae = ConfigDict({"model": vae_tiny(), "loss": vae_loss()})
     config.vae.weights = ""  # for text-to-video: a VAE's working folder or .safetensors file

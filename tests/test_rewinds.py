@@ -85,7 +85,7 @@ def test_where_older_checkpoints_are_gone_less_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("skip", [((5, 5),), ((5,),), ((-1, 4),), ((1, 2.5),), ((7, 3),)])
 def test_a_skip_that_is_none_is_refused(skip, tmp_path):
-    with pytest.raises(ValueError, match="data.skip holds .* give .first, end."):
+    with pytest.raises(ValueError, match="data.skip_batches holds .* give .first, end."):
         rewinds.Rewinds(tmp_path, skip)
 
 

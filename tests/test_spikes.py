@@ -167,7 +167,7 @@ POISON = {"HOOK_POISON": "30,31,38"}
 @pytest.fixture(scope="module")
 def known(root, command):
     """The run whose list of batches was known from the begin, and that replays nothing."""
-    skip = ["--config.data.skip=((28,32),)", "--config.replay_every=0"]
+    skip = ["--config.data.skip_batches=((28,32),)", "--config.replay_every=0"]
     toy.run(command(root / "known", *skip), **POISON)
     line = toy.reported(root / "known")[34]  # of batch 38
     assert line["clipped"] and line["grad_norm"] > 100 > line["clip_threshold"]
@@ -210,7 +210,7 @@ def test_two_processes_go_back_alike(root, command):
             _, err = process.communicate(timeout=300)
             assert process.returncode == expect, err
 
-    ends(root / "two-known", "--config.data.skip=((28,32),)", expect=0)
+    ends(root / "two-known", "--config.data.skip_batches=((28,32),)", expect=0)
     ends(root / "two", expect=exit_codes.REWIND)
     ends(root / "two", expect=0)
     toy.assert_same_run(root / "two", root / "two-known")

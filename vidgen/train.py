@@ -55,7 +55,7 @@ def train(config, folder, accept=()) -> int:
         task, tx = tasks.make_task(config), train_state.make_optimizer(config)
         loader = loaders.make_loader(config, task, folder)
         mesh = sharding.make_mesh(config.mesh.to_dict())
-        rewinds = rewinds_lib.Rewinds(folder, config.data.skip, config.accumulate.batches)
+        rewinds = rewinds_lib.Rewinds(folder, config.data.skip_batches, config.accumulate.batches)
         micro_steps = micro_steps_lib.make(config, loader, task.tokens, mesh, rewinds.number)
         init = functools.partial(train_state.init_state, task=task, tx=tx)
         abstract = jax.eval_shape(init, jax.random.key(0))

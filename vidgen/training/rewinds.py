@@ -51,7 +51,7 @@ class Rewinds:
         for pair in self._given:
             if not (len(pair) == 2 and all(isinstance(n, int) for n in pair) and _grows(pair)):
                 raise ValueError(
-                    f"data.skip holds {pair}: give (first, end) of numbers of batches, such as "
+                    f"data.skip_batches holds {pair}: give (first, end) of batch numbers, such as "
                     "((1200, 1400),), which passes over 1200 to 1399."
                 )
         self.done: list[Rewind] = []
