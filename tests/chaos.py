@@ -13,6 +13,7 @@ import argparse
 import collections
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -103,6 +104,7 @@ OTHER = (
     "a snapshot is gone",
 )
 KINDS = (*CODE, *SIGNALS, *STORAGE, *OTHER)
+ENDING = ("is killed", "gets SIGSEGV", "all are killed", "killed while saving")
 
 
 class Trial:
@@ -126,7 +128,10 @@ class Trial:
         self._keeps = ["--config.snapshot.share=0.3"]  # in half of the trials
         self._keeps += [f"--config.snapshot.folder={self._snapshots}"] * rng.randrange(2)
         self.codes: list[int] = []
-        self.seconds: list[float] = []  # from a fault from outside to the next reported step
+        # seconds from a fault to the end of its start, and to the first step of the next
+        self.ended: list[float] = []
+        self.stepped: list[float] = []
+        self._fault: tuple[float, int] | None = None  # when, and how many starts had ended
         self._process: subprocess.Popen | None = None
 
     def go(self) -> None:
@@ -140,7 +145,11 @@ class Trial:
                     assert len(self.codes) < STARTS, f"started too often: {self.codes}"
                     self._process = self._start()
                 if todo and self._reached():
-                    self._do(todo.pop(0))
+                    starts = len(self._starts())
+                    self._do(kind := todo.pop(0))
+                    if kind in ENDING:
+                        self._fault = time.time(), starts
+                self._look()
                 if self._process and (code := self._process.poll()) is not None:
                     self.codes.append(code)
                     self._process = None
@@ -167,6 +176,21 @@ class Trial:
                 stderr=log,
                 HOOK_FAULTS=str(self.folder / "faults"),
             )
+
+    def _starts(self) -> list[dict]:
+        """Those that have ended."""
+        return toy.lines(self.run / "launch" / "starts.jsonl")
+
+    def _look(self) -> None:
+        """Notes when what follows from the last fault has come."""
+        if self._fault is None or len(self._starts()) <= self._fault[1]:
+            return
+        (when, count), lines = self._fault, toy.lines(self.run / "metrics.jsonl")
+        end = self._starts()[count]["time"] + self._starts()[count]["seconds"]
+        if later := [line["time"] for line in lines if line["time"] > end]:
+            self.ended.append(max(0.0, end - when))
+            self.stepped.append(later[0] - when)
+            self._fault = None
 
     def _step(self) -> int:
         lines = toy.lines(self.run / "metrics.jsonl")
@@ -286,8 +310,18 @@ def report(results: list[dict]) -> dict:
         "starts": sum(result["starts"] for result in results),
         "steps_recomputed": sum(result["recomputed"] for result in results),
         "seconds_a_trial": round(statistics.median(r["seconds"] for r in results), 1),
+        "seconds_to_the_end": spread([x for r in results for x in r["ended"]]),
+        "seconds_to_the_next_step": spread([x for r in results for x in r["stepped"]]),
         "silent_corruptions": sum("differ" in str(r["error"]) for r in results),
     }
+
+
+def spread(seconds: list[float]) -> dict:
+    """Count, median, 95th percentile and largest, of faults that kill."""
+    ordered = sorted(seconds)
+    at = lambda share: round(ordered[math.ceil(share * len(ordered)) - 1], 2)
+    found = {"p50": at(0.5), "p95": at(0.95), "most": at(1.0)} if ordered else {}
+    return {"count": len(ordered), **found}
 
 
 def main(argv) -> int:
@@ -323,6 +357,7 @@ def main(argv) -> int:
             result |= {"seconds": time.monotonic() - begin, "codes": trial.codes}
             starts = toy.lines(trial.run / "launch" / "starts.jsonl")
             result |= {"starts": len(starts), "ends": [start["code"] for start in starts]}
+            result |= {"ended": trial.ended, "stepped": trial.stepped}
             result["recomputed"] = recomputed(trial.run)
             print(f"  {'FAILED: ' + error if error else 'the same bits'}, {result['ends']}, "
                   f"{result['seconds']:.0f} s", flush=True)  # fmt: skip
