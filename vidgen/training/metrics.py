@@ -72,7 +72,8 @@ class Logger:
         if wandb:
             makers.append(lambda: trackers_lib.WandB(self._folder, wandb))
         self._trackers = [trackers_lib.Guarded(make) for make in makers]
-        self._total, self._rates, self._account = total_steps, Rates(), account
+        self._total, self._rates = total_steps, Rates()
+        self._account = account if start_step < total_steps else None  # or all is said already
         self._progress = _Progress(total_steps, start_step, line_seconds)
 
     def step(
