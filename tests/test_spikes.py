@@ -183,6 +183,7 @@ def test_a_supervised_run_goes_back_and_ends_with_the_bits_of_one_that_knew(root
     assert process.returncode == 0, err
     starts = toy.lines(workdir / "launch/starts.jsonl")
     assert [start["code"] for start in starts] == [exit_codes.REWIND, 0]
+    assert not (workdir / "launch/hosts.jsonl").exists()  # no machine is to blame
     assert "batches 28 to 31 are passed over" in err and "Traceback" not in err
     toy.assert_same_run(workdir, known)
 

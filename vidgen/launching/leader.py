@@ -195,7 +195,8 @@ class Leader:
             raise _Over(ended.code, str(ended))
         if self._is_asked:
             self._over(exit_codes.REQUEUE, "asked to stop.")
-        self._records.add_host(ended, number, has_gained)
+        if ended.code != exit_codes.REWIND:  # which is no machine's fault
+            self._records.add_host(ended, number, has_gained)
         if self._in_vain >= self._give_up_after:
             code = ended.code if ended.code > 0 else exit_codes.ERROR
             self._over(
