@@ -245,6 +245,7 @@ def test_a_file_system_without_locks_is_let_pass(tmp_path, monkeypatch):
 
     monkeypatch.setattr(records.fcntl, "flock", refuse)
     records.Records(tmp_path).lock()
+    assert f"launch {os.getpid()} on" in (tmp_path / "launch/lock").read_text()
 
 
 def test_an_error_of_the_leader_itself_is_told_to_all(capsys):

@@ -48,6 +48,22 @@ ranks.agree({"seed": 1})
         assert eval(out) == [["0", "1", "2"], ["00", "11", "22"], ["x"] * 3, 3]
 
 
+def test_values_that_all_have_read_do_not_stay_in_the_service():
+    ends, _ = run_several(
+        """
+for number in range(5):
+    assert ranks.gather("a", str(number)) == [str(number)] * 2
+ranks.meet("over")
+print([len(ranks._found(f"vidgen/a/{number}")) for number in range(5)])
+ranks.meet("read")
+""",
+        2,
+    )
+    for code, out, err in ends:
+        assert code == 0, err
+        assert out.splitlines()[-1] == "[0, 0, 0, 0, 2]"
+
+
 def test_different_facts_are_refused_by_all_with_who_has_what():
     ends, _ = run_several(
         """

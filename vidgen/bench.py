@@ -25,7 +25,8 @@ from vidgen import tasks
 from vidgen.diffusion import encoders
 from vidgen.process import command_line, phases, runtime
 from vidgen.tasks import runs
-from vidgen.training import data, micro_steps, numbers, sharding, tiers, train_state, workdir
+from vidgen.training import data, micro_steps, numbers, rewinds, sharding, tiers, train_state
+from vidgen.training import workdir as workdir_lib
 from vidgen.weights import digests
 
 
@@ -115,10 +116,10 @@ def watched(config, bucket: buckets.Bucket, repeats: int) -> dict[str, float]:
     step, calls, saves, cpu, snapshots = Step(config, bucket), 0.0, 0.0, [0.0, 0.0], 0
     plan = [micro_steps.MicroStep(0, 0, 1, bucket, 1.0)]
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(step.mesh):
-        run = workdir.Run(folder, config, None)
+        run = workdir_lib.Run(folder, config, None)
         watch = phases.Phases(config.limits)
         watch.open(folder)
-        kept = tiers.Tiers(run, config)
+        kept = tiers.Tiers(run, config, rewinds.Rewinds(folder))
         checked = numbers.Numbers(folder, 0, lambda number: [], print)
         step()
         checked.check(step.state)  # compiles

@@ -104,7 +104,8 @@ def gather(what: str, value: str, seconds: float = WAIT_SECONDS) -> list[str]:
     client = _client()
     if client is None:
         return [value]
-    place = f"vidgen/{what}/{_calls[what]}"
+    number = _calls[what]
+    place = f"vidgen/{what}/{number}"
     _calls[what] += 1
     client.key_value_set(f"{place}/{index()}", value)
     try:
@@ -118,6 +119,8 @@ def gather(what: str, value: str, seconds: float = WAIT_SECONDS) -> list[str]:
             "at their logs. The others cannot go on without them."
         ) from error
     found = _found(place)
+    if number:  # all have read the values before, as they have come here
+        client.key_value_delete(f"vidgen/{what}/{number - 1}/{index()}")
     return [found[process] for process in range(count())]
 
 

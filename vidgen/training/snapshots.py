@@ -9,6 +9,7 @@ A file holds the arrays one after the other, an index of them as JSON, and a sea
 index and its digest. The index has the digest of each array; nothing is used that differs.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -306,8 +307,9 @@ def _write_all(file, data) -> None:
 def _clean(root: pathlib.Path, run: str) -> None:
     """Removes what runs have left that died here a day ago, or half-written."""
     for folder in root.iterdir():
-        newest = max((path.stat().st_mtime for path in [folder, *folder.rglob("*")]), default=0)
-        if folder.name != run and time.time() - newest > STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process may be removing it
+            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+            if folder.name != run and time.time() - newest > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
     for part in (root / run).glob(f"{ranks.index()}-of-*/*.part"):
         part.unlink(missing_ok=True)
