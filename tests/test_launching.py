@@ -11,7 +11,7 @@ import pytest
 
 from vidgen.launching import address, channel, ended, leader, records
 from vidgen.launching.ended import Ended
-from vidgen.process import exit_codes
+from vidgen.process import exit_codes, locks
 
 
 def machines(names):
@@ -243,7 +243,7 @@ def test_a_file_system_without_locks_is_let_pass(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no locks")
 
-    monkeypatch.setattr(records.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     records.Records(tmp_path).lock()
     assert f"launch {os.getpid()} on" in (tmp_path / "launch/lock").read_text()
 

@@ -1,17 +1,16 @@
 """WORKDIR/launch: who leads, the token, an account of the starts, and which hosts failed."""
 
-import fcntl
 import json
 import os
 import pathlib
 import secrets
-import socket
 import stat
 import time
 from collections.abc import Mapping, Sequence
 
 from vidgen.launching import terminal
 from vidgen.launching.ended import Ended
+from vidgen.process import locks
 
 IN_A_ROW = 2  # starts that a host ends, none of which saved anything, and it is set aside
 RECENT = 10  # starts that count beside these,
@@ -38,21 +37,13 @@ class Records:
             OSError: If nothing can be written there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115 (held until the end)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
+            self._lock = locks.take(self.folder / "lock", "launch")
+        except locks.InUseError as error:
             raise ValueError(
-                f"{self.workdir} is in use by {self._lock.read().strip() or 'another launch'}: "
-                "wait for its end, stop it, or give another workdir."
+                f"{self.workdir} is in use by {str(error) or 'another launch'}: wait for its end, "
+                "stop it, or give another workdir."
             ) from None
-        except OSError:
-            pass  # a file system without locks
-        self._lock.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        self._lock.write(f"launch {os.getpid()} on {socket.gethostname()} since {started}\n")
-        self._lock.flush()
 
     def last_number(self) -> int:
         """Of the starts whose logs are here, or that the account knows of."""

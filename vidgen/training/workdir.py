@@ -1,11 +1,9 @@
 """A working folder belongs to one run, and while that lives, to its processes alone."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
-import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 import jax
 
-from vidgen.process import exit_codes, ranks
+from vidgen.process import exit_codes, locks, ranks
 from vidgen.training import identity as identity_lib
 from vidgen.weights import digests
 
@@ -159,29 +157,19 @@ class Run:
         is_new = not self.folder.exists()
         if ranks.index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path, "a+")  # noqa: SIM115 (held until the process ends)
+            token = uuid.uuid4().hex
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.seek(0)
+                self._lock = locks.take(path, "process", f"({token})")
+            except locks.InUseError as error:
                 raise RefusedError(
-                    f"{self.folder} is in use by {self._lock.read().strip() or 'another run'}: "
-                    "wait for its end, stop it, or give another workdir."
+                    f"{self.folder} is in use by {str(error) or 'another run'}: wait for its end, "
+                    "stop it, or give another workdir."
                 ) from None
-            except OSError:
-                pass  # a file system without locks
             if self._read() != self._text:
                 raise RefusedError(
                     f"{self.folder} was taken by another run while this one started: start again, "
                     "or give another workdir."
                 )
-            token = uuid.uuid4().hex
-            who = f"process {os.getpid()} on {socket.gethostname()}"
-            started = time.strftime("%Y-%m-%d %H:%M:%S%z")
-            self._lock.truncate(0)
-            self._lock.write(f"{who} since {started} ({token})\n")
-            self._lock.flush()
-            os.fsync(self._lock.fileno())
         token, self.id = ranks.gather("lock", f"{token} {self.id}")[0].split(" ", 1)
         try:
             ranks.agree({f"workdir {self.folder.absolute()} is shared": _sees(path, token)})
