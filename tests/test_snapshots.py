@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -29,6 +30,10 @@ def folder(tmp_path):
 
 def files(folder) -> list[pathlib.Path]:
     return sorted(pathlib.Path(f"{folder}-{os.getuid()}").rglob("*.snapshot"))
+
+
+def addresses(x) -> list[int]:
+    return [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]
 
 
 def take(folder, state, step, saved=None):
@@ -67,11 +72,20 @@ def test_a_sharded_state_comes_back_to_the_last_bit_and_in_place(folder, mesh):
     assert sum(path.stat().st_size for path in files(folder)) < size + 64 * 64 + 20_000
 
 
-def test_the_state_is_copied_before_the_devices_go_on(folder, mesh):
+def test_the_state_is_copied_before_the_devices_go_on(folder, mesh, monkeypatch):
+    go_on, write = threading.Event(), snapshots.Snapshots._write
+    wait = lambda self, *args: (go_on.wait(60), write(self, *args))
+    monkeypatch.setattr(snapshots.Snapshots, "_write", wait)
     state = make_state(mesh, 3)
     before = jax.tree.map(np.array, state)
-    take(folder, state, 3)
-    jax.tree.map(lambda x: x.delete(), state)
+    snaps = snapshots.Snapshots(RUN, folder=folder)
+    snaps.take(3, state, {}, None)
+    following = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    places = addresses(state.params["block"]["kernel"])
+    state = jax.block_until_ready(following(state))
+    assert addresses(state.params["block"]["kernel"]) == places  # in the same memory
+    go_on.set()
+    snaps.close()
     assert_same(before, jax.tree.map(np.asarray, restore(folder, make_state(mesh, 0))[0]))
 
 

@@ -283,7 +283,7 @@ def _copies(state: PyTree) -> list[tuple[str, tuple, np.ndarray]]:
             found.setdefault((name, spans[shard.device]), shard.data)
     for data in found.values():
         data.copy_to_host_async()
-    # memory of the device itself, as it is on CPU, is about to be used again
+    # a view of a CPU's own memory would keep the next update from using that again
     copy = lambda x: np.array(x) if next(iter(x.devices())).platform == "cpu" else np.asarray(x)
     return [(name, at, copy(data)) for (name, at), data in found.items()]
 
